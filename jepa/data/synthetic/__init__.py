@@ -1,0 +1,1 @@
+"""The built-in world: ``world`` simulates, ``draw`` draws, ``dataset`` writes video files."""

@@ -1,0 +1,93 @@
+"""Draws a simulated trajectory as video: a textured glyph over a background, behind an occluder. No physics here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepa.data.synthetic.world import Trajectory
+
+Array = NDArray[np.float64]
+Frames = NDArray[np.uint8]
+
+GLYPH_SIDE = 32  # glyphs are smoothed up to this many pixels before they are placed
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """How one clip looks, drawn independently of its labels.
+
+    ``background [S, S, 3]``, ``light`` and ``dark`` ``[3]`` the two colours of the body's texture, ``stripe`` the
+    texture's wave vector in glyph units, ``tilt`` in radians, ``bar [3]`` the occluder's colour; values in [0, 1].
+    """
+
+    background: Array
+    light: Array
+    dark: Array
+    stripe: Array
+    tilt: float
+    bar: Array
+
+
+def draw_appearance(rng: np.random.Generator, side: int) -> Appearance:
+    """Random looks for a picture of ``side`` pixels.
+
+    Backgrounds are smooth and of low contrast, the body stands out from them in brightness: static background is the
+    first thing that a JEPA learns, and it must not drown what moves.
+    """
+    bright_body = rng.random() < 0.5
+    base = rng.uniform(0.15, 0.35, 3) if bright_body else rng.uniform(0.6, 0.8, 3)
+    background = base + 0.10 * _smooth_noise(rng, side, int(rng.integers(2, 6)))
+    low, high = (0.75, 1.0) if bright_body else (0.0, 0.25)
+    light, dark = rng.uniform(low, high, 3), rng.uniform(low, high, 3)
+    angle, waves = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 3.0)
+    stripe = waves * np.array([np.cos(angle), np.sin(angle)])
+    return Appearance(background, light, dark, stripe, rng.uniform(-0.2, 0.2), rng.uniform(0.3, 0.6, 3))
+
+
+def render(trajectory: Trajectory, glyph: Frames, looks: Appearance) -> Frames:
+    """Video ``[T, S, S, 3]`` uint8 of ``glyph`` (uint8, square, 255 = ink) on its trajectory."""
+    side = looks.background.shape[0]
+    shape = enlarge(glyph.astype(np.float64) / 255.0, GLYPH_SIDE)
+    centres = (np.arange(side) + 0.5) / side
+    dx = centres[None, None, :] - trajectory.position[:, 0, None, None]
+    dy = centres[None, :, None] - trajectory.position[:, 1, None, None]
+    cos, sin = np.cos(looks.tilt), np.sin(looks.tilt)
+    u = (cos * dx + sin * dy) / (2 * trajectory.radius)  # glyph coordinates, -0.5..0.5
+    v = (cos * dy - sin * dx) / (2 * trajectory.radius)
+    ink = np.clip(_sample(shape, v, u) * 3.0 - 0.9, 0.0, 1.0)[..., None]  # [T, S, S, 1], edges made crisp
+    wave = 0.5 + 0.5 * np.sin(2 * np.pi * (looks.stripe[0] * u + looks.stripe[1] * v))[..., None]
+    floor = np.where(centres[:, None, None] > trajectory.floor, 0.6, 1.0)
+    frames = looks.background * floor * (1 - ink) + (looks.dark + (looks.light - looks.dark) * wave) * ink
+    for left, top, right, bottom in trajectory.occluders:
+        inside = ((centres >= left) & (centres < right))[None, :] & ((centres >= top) & (centres < bottom))[:, None]
+        frames = np.where(inside[None, :, :, None], looks.bar, frames)
+    return (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def enlarge(image: Array, side: int) -> Array:
+    """Bilinear resize of a square image ``[n, n]`` to ``[side, side]``."""
+    places = (np.arange(side) + 0.5) / side - 0.5
+    return _sample(image, np.repeat(places[:, None], side, 1), np.repeat(places[None, :], side, 0), edge=True)
+
+
+def _sample(image: Array, v: Array, u: Array, edge: bool = False) -> Array:
+    """Bilinear values of a square ``image`` at rows ``v`` and columns ``u`` in -0.5..0.5; 0 outside unless ``edge``."""
+    n = image.shape[0]
+    row, column = (v + 0.5) * n - 0.5, (u + 0.5) * n - 0.5
+    if edge:
+        row, column = np.clip(row, 0, n - 1), np.clip(column, 0, n - 1)
+    padded = np.pad(image, 1)  # a rim of zeros: coordinates beyond it read as no ink
+    row, column = np.clip(row + 1, 0, n + 0.999), np.clip(column + 1, 0, n + 0.999)
+    top, left = row.astype(np.int64), column.astype(np.int64)
+    a, b = row - top, column - left
+    upper = padded[top, left] * (1 - b) + padded[top, left + 1] * b
+    lower = padded[top + 1, left] * (1 - b) + padded[top + 1, left + 1] * b
+    return upper * (1 - a) + lower * a
+
+
+def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> Array:
+    """Smooth colour noise ``[side, side, 3]`` in -1..1 with about ``cells`` blobs across."""
+    return np.stack([enlarge(rng.uniform(-1, 1, (cells, cells)), side) for _ in range(3)], axis=-1)
