@@ -38,13 +38,14 @@ def draw_appearance(rng: np.random.Generator, side: int) -> Appearance:
     first thing that a JEPA learns, and it must not drown what moves.
     """
     bright_body = rng.random() < 0.5
-    base = rng.uniform(0.15, 0.35, 3) if bright_body else rng.uniform(0.6, 0.8, 3)
-    background = base + 0.10 * _smooth_noise(rng, side, int(rng.integers(2, 6)))
+    grey = rng.uniform(0.15, 0.35) if bright_body else rng.uniform(0.6, 0.8)
+    base = grey + rng.uniform(-0.08, 0.08, 3)
+    background = base + 0.08 * _smooth_noise(rng, side, int(rng.integers(2, 6)))
     low, high = (0.75, 1.0) if bright_body else (0.0, 0.25)
     light, dark = rng.uniform(low, high, 3), rng.uniform(low, high, 3)
     angle, waves = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 3.0)
     stripe = waves * np.array([np.cos(angle), np.sin(angle)])
-    return Appearance(background, light, dark, stripe, rng.uniform(-0.2, 0.2), rng.uniform(0.3, 0.6, 3))
+    return Appearance(background, light, dark, stripe, rng.uniform(-0.12, 0.12), rng.uniform(0.3, 0.6, 3))
 
 
 def render(trajectory: Trajectory, glyph: Frames, looks: Appearance) -> Frames:

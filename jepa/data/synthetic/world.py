@@ -114,9 +114,9 @@ def simulate(rng: np.random.Generator, motion: int, num_frames: int, fps: float)
     the whole clip.
     """
     for _ in range(MAX_DRAWS):
-        radius = float(rng.uniform(0.17, 0.22))
+        radius = float(rng.uniform(0.23, 0.28))
         floor = float(rng.uniform(0.88, 0.98))
-        bounds = Bounds(np.array([MARGIN, MARGIN]), np.array([1 - MARGIN, floor - 0.75 * radius]), rng.uniform(0.8, 0.95))
+        bounds = Bounds(np.array([MARGIN, MARGIN]), np.array([1 - MARGIN, floor - 0.6 * radius]), rng.uniform(0.8, 0.95))
         state, forces = _START[MOTIONS[motion]](rng, num_frames / fps)
         position, velocity, bounced = rollout(state, forces, bounds, num_frames, fps)
         wanted = 1 if MOTIONS[motion] == "bounce" else 0

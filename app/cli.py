@@ -1,0 +1,57 @@
+"""The ``jepa`` command: a table of sub-commands, each in its own small file, and one place that reports errors.
+
+A sub-command file has ``add_arguments(parser)`` and ``run(args)``. Only the chosen one is imported, and none imports
+torch before ``run``, so that ``jepa --help`` and a mistyped option answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("app.train", "pretrain from a config, or continue the run in its run_dir"),
+    "eval": ("app.evaluate", "probe a frozen encoder beside a random one and raw pixels"),
+    "encode": ("app.encode", "turn videos, images or arrays into features"),
+    "data": ("app.data", "prepare videos for fast reading, or render the built-in ones"),
+    "demo": ("app.demo", "the whole way on this machine: render videos, pretrain, probe, draw a report"),
+}
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser; only the ``chosen`` sub-command gets its arguments."""
+    parser = argparse.ArgumentParser(prog="jepa", description="Joint-embedding predictive architectures for video.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        if name == chosen:
+            importlib.import_module(module).add_arguments(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns the exit status: 0, 2 for an error of the user's, 130 after a second Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    args = build_parser(chosen).parse_args(argv)
+    if not args.debug:
+        warnings.filterwarnings("ignore", module=r"torch\..*")
+    try:
+        importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except ValueError as error:  # the toolkit's errors for users (config, files, checkpoints, ...) are all ValueErrors
+        if args.debug:
+            raise
+        print(f"jepa: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jepa: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""``jepa train CONFIG [key.sub_key=value ...]``"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="YAML file, for example configs/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=100 run_dir=runs/try")
+    parser.add_argument("--check", action="store_true", help="only check the config and print it in full")
+
+
+def run(args: argparse.Namespace) -> None:
+    from jepa.config import apply_overrides, from_dict, load_yaml, to_dict
+    from jepa.train import TrainConfig, fit
+
+    config = from_dict(TrainConfig, apply_overrides(load_yaml(args.config), args.overrides))
+    if args.check:
+        import yaml
+
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        return
+    fit(config)

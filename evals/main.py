@@ -1,0 +1,152 @@
+"""``jepa eval``: probe a run, print the table, write results.json and results.md into the run directory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # torch is imported only once a command runs
+    from evals.settings import EvalConfig, Row
+
+PROBES = ("linear", "attentive", "knn", "logistic")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``jepa eval``."""
+    parser.add_argument("run", help="run directory or checkpoint file")
+    parser.add_argument("--task", default="video", help="which eval (default: video)")
+    parser.add_argument("--probe", default="linear", help=f"one of {', '.join(PROBES)}; several with commas")
+    parser.add_argument("--train", metavar="PATH", help="labelled clips to fit probes on (default: the run's sources)")
+    parser.add_argument("--test", metavar="PATH", help="labelled clips to report on (default: the run's validation)")
+    parser.add_argument("--labels", metavar="A,B", help="label columns of the CSV files, probed one by one")
+    parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="keep these rows of the CSVs")
+    parser.add_argument(
+        "--span", choices=("inside", "centred"), default="inside", help="clips and start_s, end_s of a CSV"
+    )
+    parser.add_argument("--weights", choices=("target_encoder", "encoder"), default="target_encoder")
+    parser.add_argument("--baselines", default="random,pixels", help="shown beside the trained encoder; '' for none")
+    parser.add_argument("--segments", type=int, default=1, help="clips per video (default: 1)")
+    parser.add_argument("--train-limit", type=int, metavar="N", help="fit probes on N training clips only")
+    parser.add_argument("--steps", type=int, help="training steps of linear and attentive probes")
+    parser.add_argument("--token-pool", metavar="T,H,W", default="1,1,1", help="average tokens before attentive probes")
+    parser.add_argument("--seed", type=int, default=0, help="of the probe and of the random encoder (seed + 1)")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips encoded at once")
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode videos")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--no-cache", action="store_true", help="keep no features in the run directory")
+    parser.add_argument("--out", metavar="FOLDER", help="where results go (default: RUN/evals/TASK)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run one ``jepa eval`` command line. Raises ``ValueError`` for the user's mistakes."""
+    config = config_from(args)
+    results = evaluate(config, args.out)
+    print(results["table"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``python -m evals.main``: the same as ``jepa eval``."""
+    parser = argparse.ArgumentParser(prog="jepa eval", description=__doc__)
+    add_arguments(parser)
+    try:
+        run(parser.parse_args(argv))
+    except ValueError as error:
+        print(f"jepa eval: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def config_from(args: argparse.Namespace) -> EvalConfig:
+    """Command-line options to a checked ``EvalConfig``."""
+    from evals.probes import ProbeConfig
+    from evals.settings import EvalConfig
+    from jepa.config import ConfigError, suggest
+    from jepa.data.sources import SourceConfig
+
+    for kind in _split(args.probe):
+        if kind not in PROBES:
+            raise ConfigError(f"unknown probe {kind!r}{suggest(kind, PROBES)}")
+    where = dict(pair.partition("=")[::2] for pair in args.where)
+    pool = tuple(int(n) for n in _split(args.token_pool) if n.isdecimal())
+    if len(pool) != 3:
+        raise ConfigError(f"--token-pool needs three whole numbers T,H,W, not {args.token_pool!r}")
+
+    def source(path: str | None) -> SourceConfig | None:
+        return None if path is None else SourceConfig(path=path, where=where, span=args.span)
+
+    return EvalConfig(
+        run=args.run, task=args.task, weights=args.weights, train=source(args.train), test=source(args.test),
+        labels=_split(args.labels or ""), baselines=_split(args.baselines), random_seed=args.seed + 1,
+        probes=tuple(
+            ProbeConfig(kind=kind, steps=args.steps, token_pool=pool, seed=args.seed)  # type: ignore[arg-type]
+            for kind in _split(args.probe)
+        ),
+        segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size, workers=args.workers,
+        device=args.device, precision=args.precision, cache=not args.no_cache,
+    )  # fmt: skip
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any]:
+    """Run an eval and write ``results.json`` and ``results.md`` to ``out`` (default: ``RUN/evals/TASK``).
+
+    Returns what the file holds: ``rows`` (dicts of ``evals.settings.Row``), ``table`` (Markdown), ``seconds`` per
+    stage, the ``config``, and ``facts`` about encoder, clips and data. Several probes at once share the features.
+    """
+    from evals.tasks import TASKS
+    from jepa.checkpoint import code_version, find_checkpoint
+    from jepa.config import ConfigError, suggest, to_dict
+
+    if config.task not in TASKS:
+        raise ConfigError(f"unknown task {config.task!r}{suggest(config.task, TASKS)}")
+    began = time.perf_counter()
+    result = TASKS[config.task](config)
+    results: dict[str, Any] = {
+        "task": config.task,
+        "rows": [row._asdict() for row in result.rows],
+        "table": table(result.rows),
+        "seconds": {**result.seconds, "total": time.perf_counter() - began},
+        "config": to_dict(config),
+        "code_version": code_version(),
+        **result.facts,
+    }
+    if out is None:
+        place = find_checkpoint(config.run).parent
+        out = (place.parent if place.name == "checkpoints" else place) / "evals" / config.task
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        (folder / "results.md").write_text(results["table"] + "\n")
+    except OSError as error:
+        raise ConfigError(f"results cannot be written to {folder}: {error.strerror or error}; choose --out") from None
+    return results
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line per probe and label, a column per encoder, accuracies in per cent with standard errors."""
+    encoders = list(dict.fromkeys(row.encoder for row in rows))
+    head = ["probe", "label", *encoders, "chance", "classes", "train clips", "test clips"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault((row.probe, row.label), {})[row.encoder] = row
+    for (probe, label), by_encoder in groups.items():
+        any_row = next(iter(by_encoder.values()))
+        scores = [f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}" for r in (by_encoder[name] for name in encoders)]
+        sizes = [f"{100 * any_row.chance:.1f}", any_row.num_classes, any_row.num_train, any_row.num_test]
+        lines.append("| " + " | ".join(str(cell) for cell in [probe, label, *scores, *sizes]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What an eval is asked for and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from evals.probes import ProbeConfig
+from jepa.data.sources import SourceConfig
+
+BASELINES = ("random", "pixels")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalConfig:
+    """A frozen eval of one encoder.
+
+    ``run``: run directory or checkpoint; ``weights``: which of its encoders. ``train`` and ``test``: sources of
+    labelled clips (``None``: those that the run was trained with, and its validation sources). ``labels``: columns of
+    these sources that are probed one by one on the same features; empty: the sources' own label. ``probes``: one row
+    of the table each. ``baselines``: "random" (the same architecture, fresh weights from ``random_seed``) and "pixels".
+    ``segments``: clips per video. ``train_limit``: probe with only so many training clips, drawn by the probe's seed.
+    ``cache``: keep features in the run directory, so that another probe does not encode again.
+    """
+
+    run: str
+    task: str = "video"
+    weights: str = "target_encoder"
+    train: SourceConfig | None = None
+    test: SourceConfig | None = None
+    labels: tuple[str, ...] = ()
+    probes: tuple[ProbeConfig, ...] = field(default_factory=lambda: (ProbeConfig(),))
+    baselines: tuple[str, ...] = BASELINES
+    random_seed: int = 1
+    segments: int = 1
+    train_limit: int | None = None
+    batch_size: int = 16
+    workers: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.baselines) - set(BASELINES))
+        if unknown:
+            raise ValueError(f"baselines: {unknown[0]!r} is unknown; known: {', '.join(BASELINES)}")
+        if not self.probes:
+            raise ValueError("probes must name at least one probe: linear, attentive, knn or logistic")
+        if self.segments < 1 or self.batch_size < 1:
+            raise ValueError(f"segments and batch_size must be at least 1, not {self.segments} and {self.batch_size}")
+        if self.train_limit is not None and self.train_limit < 2:
+            raise ValueError(f"train_limit must be at least 2 clips, not {self.train_limit}")
+
+
+class Row(NamedTuple):
+    """One cell of the table: probe, label and encoder ("trained", "random" or "pixels"), with the shares it scored.
+
+    ``chance``: always the commonest training class. ``error``: standard error of ``accuracy``. ``per_class``: accuracy
+    of every class by name. ``chosen``: the head's setting, chosen by ``held_out`` accuracy on training clips."""
+
+    probe: str
+    label: str
+    encoder: str
+    accuracy: float
+    error: float
+    chance: float
+    held_out: float
+    chosen: dict[str, float]
+    per_class: dict[str, float | None]
+    num_train: int
+    num_test: int
+    num_classes: int
+    seconds: float
+
+
+class TaskResult(NamedTuple):
+    """``rows`` of the table, ``seconds`` per stage, and ``facts`` (plain data) about encoder, clips and data."""
+
+    rows: list[Row]
+    seconds: dict[str, float]
+    facts: dict[str, Any]

@@ -1,0 +1,79 @@
+"""Everything that needs scikit-learn: the digits, and two classical classifiers. No other file imports it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Predictions(NamedTuple):
+    """``labels`` int64 ``[Q]``: the class predicted for every query; ``probabilities`` float64 ``[Q, C]``."""
+
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+
+def digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """scikit-learn's 1,797 handwritten digits: images uint8 ``[1797, 8, 8]`` in 0..255 and labels int64 ``[1797]``.
+
+    Source: the UCI "Optical Recognition of Handwritten Digits" test set, shipped with scikit-learn (no download). The
+    original has 17 grey levels, 0 to 16.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)
+    return images, digits.target.astype(np.int64)
+
+
+def logistic(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    num_classes: int,
+    penalty: float = 1.0,
+    max_steps: int = 500,
+) -> Predictions:
+    """Multinomial logistic regression, L2-penalised, solved to convergence by L-BFGS.
+
+    ``features`` ``[K, D]`` with ``labels`` ``[K]`` in 0..num_classes-1; ``queries`` ``[Q, D]``. ``penalty`` is
+    lambda in ``sum of losses + lambda/2 |W|^2`` (scikit-learn's ``C`` is its inverse).
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1.0 / penalty, max_iter=max_steps, tol=1e-3)
+    model.fit(features, labels)
+    return _widen(model.predict_proba(queries), model.classes_, num_classes)
+
+
+def knn(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    num_classes: int,
+    neighbours: int = 10,
+) -> Predictions:
+    """Vote of the nearest neighbours by cosine distance, weighted by inverse distance. Shapes as in ``logistic``."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbours = min(neighbours, len(features))
+    model = KNeighborsClassifier(n_neighbors=neighbours, metric="cosine", weights="distance")
+    model.fit(features, labels)
+    return _widen(model.predict_proba(queries), model.classes_, num_classes)
+
+
+def nearest(features: NDArray[np.float32], queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Positions in ``features`` ``[K, D]`` of the ``count`` nearest rows by cosine, ``[Q, count]``, nearest first."""
+    from sklearn.neighbors import NearestNeighbors
+
+    model = NearestNeighbors(n_neighbors=min(count, len(features)), metric="cosine").fit(features)
+    return model.kneighbors(queries, return_distance=False).astype(np.int64)
+
+
+def _widen(probabilities: NDArray[np.float64], seen: NDArray[np.int64], num_classes: int) -> Predictions:
+    """Give classes that the training part lacks probability 0, so that columns are class numbers."""
+    full = np.zeros((len(probabilities), num_classes))
+    full[:, seen] = probabilities
+    return Predictions(full.argmax(axis=1).astype(np.int64), full)

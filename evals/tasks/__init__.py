@@ -1,0 +1,10 @@
+"""The evals by name. A task is a function from an ``EvalConfig`` to its rows and timings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from evals.settings import EvalConfig, TaskResult
+from evals.tasks.video import classify_videos
+
+TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {"video": classify_videos}

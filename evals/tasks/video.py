@@ -1,0 +1,175 @@
+"""Frozen classification of videos: trained encoder, random encoder and raw pixels, one probe after the other."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals import metrics
+from evals.harness import (
+    EncoderRepresentation,
+    FeatureOptions,
+    FeatureSet,
+    Pixels,
+    Representation,
+    compute_features,
+    encoder_hash,
+    random_twin,
+)
+from evals.probes import ProbeConfig, fit_probe
+from evals.settings import EvalConfig, Row, TaskResult
+from jepa.checkpoint import find_checkpoint, load_checkpoint, load_encoder
+from jepa.config import ConfigError, from_dict, to_dict
+from jepa.data.loader import eval_options
+from jepa.data.sources import Source, SourceConfig, open_source
+from jepa.distributed import Run, choose_device, choose_precision
+from jepa.models.encoder import Encoder
+from jepa.types import ClipConfig
+
+log = logging.getLogger("jepa")
+
+
+class Labelled(NamedTuple):
+    """A source's clips, opened once, with every label that is probed: ids ``[N]`` (-1: none) and class names."""
+
+    source: Source
+    labels: dict[str, Tensor]
+    class_names: dict[str, tuple[str, ...]]
+
+
+def classify_videos(config: EvalConfig) -> TaskResult:
+    """Probe the run's encoder and the baselines. Raises ``ConfigError`` or ``CheckpointError`` for what is missing."""
+    began = time.perf_counter()
+    place = choose_device(config.device)
+    run = Run(place, choose_precision(config.precision, place))
+    encoder = load_encoder(config.run, config.weights)  # type: ignore[arg-type]
+    clip = encoder.clip
+    train_config, test_config = choose_sources(config)
+    train = open_labelled(train_config, config.labels, clip)
+    test = open_labelled(test_config, config.labels, clip, train.class_names)
+    representations = build_representations(config, encoder, run)
+    options = FeatureOptions(
+        batch_size=config.batch_size, segments=config.segments, workers=config.workers,
+        tokens=any(probe.kind == "attentive" for probe in config.probes),
+        cache_dir=feature_cache(config.run) if config.cache else None,
+    )  # fmt: skip
+    features = {
+        split: compute_features(representations, labelled.source, clip, run, options)
+        for split, labelled in (("train", train), ("test", test))
+    }
+    seconds = {"features": time.perf_counter() - began}
+    began = time.perf_counter()
+    rows = [
+        probe_one(probe, label, name, train, test, features["train"][name], features["test"][name], config, run)
+        for probe in config.probes
+        for label in train.labels
+        for name in features["train"]
+    ]
+    seconds["probes"] = time.perf_counter() - began
+    facts = {
+        "checkpoint": find_checkpoint(config.run).name,
+        "step": load_checkpoint(config.run)["step"],
+        "encoder": to_dict(encoder.config),
+        "encoder_hash": encoder_hash(encoder),
+        "parameters": sum(p.numel() for p in encoder.parameters()),
+        "clip": to_dict(clip),
+        "train": to_dict(train_config),
+        "test": to_dict(test_config),
+        "classes": {label: list(names) for label, names in train.class_names.items()},
+        "device": str(place),
+        "precision": run.precision,
+    }
+    return TaskResult(rows, seconds, facts)
+
+
+def choose_sources(config: EvalConfig) -> tuple[SourceConfig, SourceConfig]:
+    """The sources asked for, or the ones that the run was trained and validated with."""
+    if config.train is not None and config.test is not None:
+        return config.train, config.test
+    data = load_checkpoint(config.run)["config"].get("data", {})
+    chosen = []
+    for name, given, key in (("--train", config.train, "sources"), ("--test", config.test, "validation")):
+        listed = data.get(key) or []
+        if given is None and len(listed) != 1:
+            raise ConfigError(f"give {name} PATH: the run was made with {len(listed)} data.{key}, not with one")
+        chosen.append(given if given is not None else from_dict(SourceConfig, listed[0], f"data.{key}.0"))
+    return chosen[0], chosen[1]
+
+
+def open_labelled(
+    config: SourceConfig, columns: tuple[str, ...], clip: ClipConfig, known: dict[str, tuple[str, ...]] | None = None
+) -> Labelled:
+    """Open a source once per label column; the clips are the same, so features are shared.
+
+    ``known``: class names of the training source, which fix the ids. Raises ``ConfigError`` when a label is missing.
+    """
+    options = eval_options(clip)
+    labels: dict[str, Tensor] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    source: Source | None = None
+    for column in columns or (config.label_column or "label",):
+        chosen = replace(config, label_column=column) if columns else config
+        found = open_source(chosen, options, (known or {}).get(column, ()))
+        if (found.labels < 0).all():
+            raise ConfigError(f"{config.path} has no labels for {column!r}: a probe needs them")
+        labels[column], names[column] = torch.from_numpy(np.asarray(found.labels)), found.class_names
+        source = source or found
+    assert source is not None
+    return Labelled(source, labels, names)
+
+
+def build_representations(config: EvalConfig, encoder: Encoder, run: Run) -> list[Representation]:
+    """The trained encoder and the baselines asked for, in the order of the table."""
+    found: list[Representation] = [EncoderRepresentation("trained", encoder, run)]
+    if "random" in config.baselines:
+        found.append(EncoderRepresentation("random", random_twin(encoder, config.random_seed), run))
+    if "pixels" in config.baselines:
+        found.append(Pixels(encoder.config, encoder.clip, encoder.grid))
+    return found
+
+
+def feature_cache(run: str) -> Path:
+    """``features`` in the run directory, also for a checkpoint file in its ``checkpoints`` folder."""
+    folder = find_checkpoint(run).parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "features"
+
+
+def probe_one(
+    probe: ProbeConfig, label: str, name: str, train: Labelled, test: Labelled, train_set: FeatureSet,
+    test_set: FeatureSet, config: EvalConfig, run: Run,
+) -> Row:  # fmt: skip
+    """Fit one probe on one representation and one label."""
+    (x, y), (x_test, y_test) = (
+        _pairs(features, labelled.labels[label], probe) for features, labelled in ((train_set, train), (test_set, test))
+    )
+    if config.train_limit is not None:
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(probe.seed))
+        chosen = order[: config.train_limit].sort().values
+        x, y = x[chosen], y[chosen]
+    names = train.class_names[label]
+    result = fit_probe(
+        probe, x.to(run.device), y.to(run.device), x_test.to(run.device), y_test, train_set.grid, max(len(names), 2)
+    )
+    log.info("%s probe, %s, %s: %.3f +- %.3f (chance %.3f)", probe.kind, label, name, *result[1:4])
+    scores = metrics.class_accuracy(result.predictions, y_test, result.num_classes)
+    return Row(
+        probe=probe.kind, label=label, encoder=name, accuracy=result.accuracy, error=result.error, chance=result.chance,
+        held_out=max(head.accuracy for head in result.heads), chosen=result.chosen,
+        per_class=dict(zip(names, scores)), num_train=result.num_train, num_test=result.num_test,
+        num_classes=result.num_classes, seconds=result.seconds,
+    )  # fmt: skip
+
+
+def _pairs(features: FeatureSet, labels: Tensor, probe: ProbeConfig) -> tuple[Tensor, Tensor]:
+    """Features and labels of the labelled clips; tokens for an attentive probe, vectors for the others."""
+    x = features.tokens if probe.kind == "attentive" else features.vectors
+    assert x is not None
+    y = labels[features.items]
+    return (x, y) if (y >= 0).all() else (x[y >= 0], y[y >= 0])

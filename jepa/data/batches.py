@@ -1,0 +1,92 @@
+"""Clips to batches, and the ordered batches of an evaluation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from jepa.data.sampling import ShortVideoError
+from jepa.data.sources import ClipRequest, RawClip, Source
+from jepa.data.video import VideoError
+from jepa.types import Batch, ClipConfig
+
+
+class Failure(NamedTuple):
+    """A file that was left out and why; ``short`` when it is only too short for the clip."""
+
+    path: str
+    reason: str
+    short: bool = False
+
+
+def collate(clips: Sequence[RawClip], index: Sequence[int], seeds: Sequence[int]) -> Batch:
+    """Clips to a uint8 batch ``[B, C, T, H, W]``, padded at the bottom and the right.
+
+    In memory the channels come last, as decoders deliver them; the transform on the device brings them to the front.
+    """
+    sizes = [clip.frames.shape[1:3] for clip in clips]
+    height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
+    num_frames = clips[0].frames.shape[0]
+    shape = (len(clips), num_frames, height, width, 3)
+    memory = torch.empty(shape, dtype=torch.uint8) if len(set(sizes)) == 1 else torch.zeros(shape, dtype=torch.uint8)
+    view = memory.numpy()
+    for row, (clip, (h, w)) in enumerate(zip(clips, sizes, strict=True)):
+        view[row, :, :h, :w] = clip.frames
+    return Batch(
+        clip=memory.permute(0, 4, 1, 2, 3),
+        size=torch.tensor(sizes, dtype=torch.int64),
+        label=torch.tensor([clip.label for clip in clips], dtype=torch.int64),
+        index=torch.tensor(index, dtype=torch.int64),
+        start_s=torch.tensor([clip.start_s for clip in clips], dtype=torch.float64),
+        end_s=torch.tensor([clip.end_s for clip in clips], dtype=torch.float64),
+        augment_seed=torch.tensor(seeds, dtype=torch.int64),
+    )
+
+
+class _Items(Dataset[tuple[list[RawClip], Failure | None]]):
+    """Item over all sources -> its clips, or why there are none."""
+
+    def __init__(self, sources: Sequence[Source], clip: ClipConfig, segments: int) -> None:
+        self.clip, self.segments = clip, segments
+        self.items = [(source, item) for source in sources for item in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, number: int) -> tuple[list[RawClip], Failure | None]:
+        source, item = self.items[number]
+        requests = [ClipRequest(None, (k, self.segments)) for k in range(self.segments)]
+        try:
+            return source.load_clips(item, self.clip, requests), None
+        except (VideoError, ShortVideoError) as error:
+            return [], Failure(source.paths[item], str(error), isinstance(error, ShortVideoError))
+
+
+def eval_batches(
+    sources: Source | Sequence[Source], clip: ClipConfig, batch_size: int, segments: int = 1, workers: int = 0,
+    failures: list[Failure] | None = None,
+) -> Iterator[Batch]:  # fmt: skip
+    """Every item once, in order, ``segments`` clips spread over each: the same clips whenever it is called.
+
+    ``batch.index`` is the item's position (over all sources, in order); the clips of an item stand together. Files
+    that cannot be read are left out and appended to ``failures``; without such a list they raise ``VideoError``.
+    """
+    dataset = _Items([sources] if isinstance(sources, Source) else sources, clip, segments)
+    loaded = DataLoader(dataset, batch_size=None, num_workers=workers)
+    clips: list[RawClip] = []
+    index: list[int] = []
+    for number, (found, failure) in enumerate(itertools.chain(loaded, [([], None)])):
+        if failure is not None:
+            if failures is None:
+                raise VideoError(failure.reason)
+            failures.append(failure)
+        clips += found
+        index += [number] * len(found)
+        while len(clips) >= batch_size or (clips and number == len(dataset)):
+            yield collate(clips[:batch_size], index[:batch_size], [0] * len(clips[:batch_size]))
+            clips, index = clips[batch_size:], index[batch_size:]

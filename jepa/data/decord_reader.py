@@ -1,0 +1,73 @@
+"""decord behind ``VideoReader``; its quirks are kept in this file."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepa.data.video import VideoError, VideoReader, one_line, resize_frames, scaled_size
+
+# decord retries a broken packet 10240 times before it gives up: minutes for one bad file
+os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")
+
+import decord
+from decord._ffi.base import DECORDError
+
+decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's own lines on stderr; what matters comes as an exception
+
+
+def _width_works(width: int) -> bool:
+    """decord takes FFmpeg's padded row length for the row length when the padding is a pixel or more per pixel."""
+    return -(-3 * width // 64) * 64 // width == 3
+
+
+@functools.lru_cache(maxsize=65536)  # an open costs a millisecond: scaling needs the size first, but only once a file
+def _native_size(path: str, modified: float) -> tuple[int, int]:
+    height, width = _open(path)[0].shape[:2]
+    return int(height), int(width)
+
+
+def _open(path: str, height: int = -1, width: int = -1) -> Any:
+    try:
+        # one thread: loader workers are what runs in parallel, and a decoder's own threads lose on short reads
+        return decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+    except (DECORDError, RuntimeError, AssertionError) as error:
+        raise VideoError(f"{path} cannot be opened as a video (decord): {one_line(error)}") from None
+
+
+class DecordReader(VideoReader):
+    """Frames through decord, scaled by FFmpeg while decoding wherever decord gets the width right."""
+
+    backend = "decord"
+
+    def __init__(self, path: str, short_side: int | None = None) -> None:
+        self.path = path
+        try:
+            native = _native_size(path, os.path.getmtime(path))
+            self.height, self.width = scaled_size(*native, short_side)
+            scale = (self.height, self.width) != native and _width_works(self.width)
+            if not scale and not _width_works(native[1]):
+                raise VideoError(f"{path}: decord cannot deliver pictures {native[1]} pixels wide; use another reader")
+            self._reader = _open(path, self.height, self.width) if scale else _open(path)
+            self.num_frames = len(self._reader)
+            self.fps = float(self._reader.get_avg_fps())
+        except (DECORDError, RuntimeError) as error:
+            raise VideoError(f"{path} cannot be decoded (decord): {one_line(error)}") from None
+        if not self.fps > 0:
+            raise VideoError(f"{path} has no frame rate (decord)")
+
+    def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        try:
+            frames = self._reader.get_batch(indices.tolist()).asnumpy()
+        except (DECORDError, RuntimeError, IndexError) as error:
+            raise VideoError(f"{self.path} cannot be decoded (decord): {one_line(error)}") from None
+        if frames.shape[3] != 3:
+            raise VideoError(f"{self.path}: decord returned {frames.shape[3]} channels")
+        return resize_frames(frames, self.height, self.width)
+
+    def close(self) -> None:
+        self._reader = None

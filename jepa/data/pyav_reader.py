@@ -1,0 +1,117 @@
+"""PyAV behind ``VideoReader``: an index of the packets' times, then seek to a key frame and decode forward."""
+
+from __future__ import annotations
+
+import bisect
+
+import av
+import numpy as np
+from av.error import FFmpegError
+from numpy.typing import NDArray
+
+from jepa.data.video import VideoError, VideoReader, one_line, scaled_size
+
+av.logging.set_level(av.logging.PANIC)  # FFmpeg's own lines on stderr; what matters comes as an exception
+
+
+class PyavReader(VideoReader):
+    """Frame-accurate reading by presentation time; files without usable times are decoded from the start."""
+
+    backend = "pyav"
+
+    def __init__(self, path: str, short_side: int | None = None) -> None:
+        self.path = path
+        try:
+            self._container = av.open(path)
+        except (FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{path} cannot be opened as a video (PyAV): {one_line(error)}") from None
+        try:
+            stream = self._container.streams.best("video")
+            if stream is None:
+                raise VideoError(f"{path} holds no video stream")
+            self._stream = stream
+            self._stream.thread_type = "NONE"  # loader workers are what runs in parallel
+            self._index()
+            self._probe(short_side)
+        except (FFmpegError, OSError, ValueError) as error:
+            self._container.close()
+            if isinstance(error, VideoError):
+                raise
+            raise VideoError(f"{path} cannot be decoded (PyAV): {one_line(error)}") from None
+
+    def _index(self) -> None:
+        """Display times of all frames and of the key frames, read from the packets without decoding."""
+        times: list[int | None] = []
+        keys: list[int] = []
+        for packet in self._container.demux(self._stream):
+            if packet.size == 0 or packet.is_discard or packet.is_corrupt:
+                continue
+            times.append(packet.pts)
+            if packet.is_keyframe and packet.pts is not None:
+                keys.append(packet.pts)
+        known = sorted({t for t in times if t is not None})
+        self._exact = len(known) == len(times)  # every packet has a time of its own
+        self._times, self._keys, self.num_frames = known, sorted(keys), len(times)
+        if not self.num_frames:
+            raise VideoError(f"{self.path} holds no video frames")
+        rate = self._stream.average_rate or self._stream.guessed_rate
+        if not rate and self._exact and self.num_frames > 1 and self._stream.time_base:
+            rate = (self.num_frames - 1) / ((known[-1] - known[0]) * self._stream.time_base)
+        self.fps = float(rate or 1.0)  # a still picture has no rate; any positive one will do
+
+    def _probe(self, short_side: int | None) -> None:
+        """Size of the pictures after rotation, from the first frame that decodes."""
+        self._container.seek(0, stream=self._stream, any_frame=False)
+        first = next(iter(self._container.decode(self._stream)), None)
+        if first is None:
+            raise VideoError(f"{self.path} holds no frame that can be decoded")
+        self._turns = (round(getattr(first, "rotation", 0) / 90)) % 4
+        size = (first.width, first.height) if self._turns % 2 else (first.height, first.width)
+        self.height, self.width = scaled_size(*size, short_side)
+
+    def _picture(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        height, width = (self.width, self.height) if self._turns % 2 else (self.height, self.width)
+        picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+        return np.rot90(picture, self._turns) if self._turns else picture
+
+    def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        try:
+            return self._read_by_time(indices) if self._exact and self._keys else self._read_by_count(indices)
+        except (FFmpegError, OSError, ValueError) as error:
+            if isinstance(error, VideoError):
+                raise
+            raise VideoError(f"{self.path} cannot be decoded (PyAV): {one_line(error)}") from None
+
+    def _read_by_time(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        out = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
+        targets = [self._times[i] for i in indices]
+        done, position = 0, None  # position: time of the last decoded frame
+        frames = iter(())
+        while done < len(targets):
+            key = self._keys[max(0, bisect.bisect_right(self._keys, targets[done]) - 1)]
+            if position is None or key > position:  # nothing to gain from decoding through a whole group of pictures
+                self._container.seek(min(key, targets[done]), stream=self._stream, backward=True)
+                frames = self._container.decode(self._stream)
+            frame = next(frames, None)
+            if frame is None:
+                break
+            position = frame.pts if frame.pts is not None else frame.dts
+            if position is None or position > targets[done]:
+                raise VideoError(f"{self.path}: frame {indices[done]} cannot be decoded (PyAV)")
+            if position == targets[done]:
+                out[done] = self._picture(frame)
+                done += 1
+        return out[:done]
+
+    def _read_by_count(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        self._container.seek(0, stream=self._stream)
+        out, wanted = [], set(indices.tolist())
+        for number, frame in enumerate(self._container.decode(self._stream)):
+            if number in wanted:
+                out.append(self._picture(frame))
+                if len(out) == len(wanted):
+                    break
+        return np.stack(out) if out else np.empty((0, self.height, self.width, 3), dtype=np.uint8)
+
+    def close(self) -> None:
+        self._container.close()

@@ -1,0 +1,287 @@
+"""Data sources: a folder, a CSV or an array of clips, behind one class that hands out single clips."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jepa.config import ConfigError
+from jepa.data.cache import ClipCache
+from jepa.data.image import IMAGE_SUFFIXES, ImageReader
+from jepa.data.sampling import ShortVideo, frame_indices
+from jepa.data.video import Backend, VideoReader, open_video, resize_frames, scaled_size
+from jepa.types import ClipConfig
+
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
+)
+MANIFEST = "manifest.csv"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceConfig:
+    """Where clips come from.
+
+    ``path``: a folder of videos or images (class subfolders give labels; a prepared folder's manifest is used), a CSV
+    file, or a ``.npy`` / ``.npz`` file of clips. ``weight``: the source's share of the clips, relative to the other
+    sources' weights and whatever its size.
+
+    For CSV files: ``label_column`` names the column of labels (default: ``label``, or the second column of a file
+    without header); ``where`` keeps the rows whose columns have these values; where there are columns ``start_s`` and
+    ``end_s``, ``span`` says whether clips stay ``inside`` these seconds or are ``centred`` on them. ``fps`` is the
+    frame rate of arrays (None: they are at the clip's rate).
+    """
+
+    path: str
+    weight: float = 1.0
+    label_column: str | None = None
+    where: dict[str, str] = field(default_factory=dict)
+    span: Literal["inside", "centred"] = "inside"
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.weight <= 0:
+            raise ValueError(f"weight must be positive, not {self.weight}: remove the source to leave it out")
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"fps must be positive, not {self.fps}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How files are read: the decoding library, the longest short side in pixels, the rule for short videos."""
+
+    backend: Backend = "auto"
+    short_side: int | None = None
+    short_video: ShortVideo = "hold"
+    cache: ClipCache | None = None
+
+
+class RawClip(NamedTuple):
+    """``frames`` uint8 ``[T, H, W, 3]``, the seconds they cover, and the class id (-1: none)."""
+
+    frames: NDArray[np.uint8]
+    start_s: float
+    end_s: float
+    label: int
+
+
+class ClipRequest(NamedTuple):
+    """One clip of a video: ``rng`` None is the middle clip; ``segment`` (k, K) is clip k of K spread over the video."""
+
+    rng: np.random.Generator | None = None
+    segment: tuple[int, int] = (0, 1)
+
+
+@dataclass(kw_only=True)
+class Source:
+    """Items (a video, or a span of one) with labels: int64 ``[N]``, -1 where there is none."""
+
+    config: SourceConfig
+    options: ReadOptions
+    paths: list[str]
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...] = ()
+    spans: NDArray[np.float64] | None = None  # [N, 2] seconds
+    arrays: NDArray[np.uint8] | None = None  # [K, T, H, W, 3]
+    rows: NDArray[np.int64] | None = None  # item -> row of arrays
+    slots: NDArray[np.int64] | None = None  # item -> slot of the cache
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, items: Sequence[int] | NDArray[np.int64]) -> Source:
+        """The same source with only these items, in this order."""
+        ids = np.asarray(items, dtype=np.int64)
+
+        def pick(values: NDArray | None) -> NDArray | None:
+            return None if values is None else values[ids]
+
+        return replace(
+            self, paths=[self.paths[i] for i in ids], labels=self.labels[ids], spans=pick(self.spans),
+            rows=pick(self.rows), slots=pick(self.slots),
+        )  # fmt: skip
+
+    def load_clip(
+        self, item: int, clip: ClipConfig, rng: np.random.Generator | None = None, segment: tuple[int, int] = (0, 1)
+    ) -> RawClip:
+        """One clip. Raises ``VideoError`` (the file) or ``ShortVideoError`` (the rule ``skip``), naming the file."""
+        return self.load_clips(item, clip, [ClipRequest(rng, segment)])[0]
+
+    def load_clips(self, item: int, clip: ClipConfig, requests: Sequence[ClipRequest]) -> list[RawClip]:
+        """Several clips of one item; its file is opened once. Raises like ``load_clip``."""
+        if self.arrays is not None:
+            assert self.rows is not None
+            frames = self.arrays[self.rows[item]]
+            return [self._cut(item, frames, self.config.fps, clip, request) for request in requests]
+        cache = self.options.cache if self.slots is not None else None
+        known = cache.get(int(self.slots[item])) if cache is not None and self.slots is not None else None
+        if known is not None:
+            return [self._cut(item, *known, clip, request) for request in requests]
+        with self._open(self.paths[item]) as reader:
+            size = reader.num_frames * reader.height * reader.width * 3
+            if cache is not None and self.slots is not None and cache.has_room(size):
+                frames = reader.read(range(reader.num_frames))
+                cache.put(int(self.slots[item]), frames, reader.fps)
+                return [self._cut(item, frames, reader.fps, clip, request) for request in requests]
+            return [self._cut(item, reader, reader.fps, clip, request) for request in requests]
+
+    def _open(self, path: str) -> VideoReader:
+        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+            return ImageReader(path, self.options.short_side)
+        return open_video(path, self.options.backend, self.options.short_side)
+
+    def _cut(
+        self, item: int, video: VideoReader | NDArray[np.uint8], fps: float | None, clip: ClipConfig, request: ClipRequest
+    ) -> RawClip:
+        span = None if self.spans is None else (float(self.spans[item, 0]), float(self.spans[item, 1]))
+        choice = frame_indices(
+            len(video) if isinstance(video, np.ndarray) else video.num_frames, fps, clip, request.rng, request.segment,
+            span, self.config.span == "centred", self.options.short_video, self.paths[item],
+        )  # fmt: skip
+        if isinstance(video, np.ndarray):
+            frames = video[choice.indices]
+            frames = resize_frames(frames, *scaled_size(*frames.shape[1:3], self.options.short_side))
+        else:
+            frames = video.read(choice.indices)
+        return RawClip(frames, choice.start_s, choice.end_s, int(self.labels[item]))
+
+
+def open_source(config: SourceConfig, options: ReadOptions | None = None, class_names: Sequence[str] = ()) -> Source:
+    """List a source's items. ``class_names`` fixes the class ids (give a test set those of its training set).
+
+    Raises ``ConfigError`` naming the path when there is nothing there that could be read.
+    """
+    options = options or ReadOptions()
+    path = Path(config.path)
+    if not path.exists():
+        raise ConfigError(f"data source {path} does not exist")
+    if path.is_dir() and (path / MANIFEST).is_file():
+        path = path / MANIFEST
+    if path.is_dir():
+        paths, names = _list_folder(path)
+        labels, classes = _label_ids(names, class_names, path)
+        return Source(config=config, options=options, paths=paths, labels=labels, class_names=classes)
+    if path.suffix.lower() in (".npy", ".npz"):
+        return _open_array(config, options, path, class_names)
+    if path.suffix.lower() in (".csv", ".txt", ".tsv"):
+        return _open_csv(config, options, path, class_names)
+    raise ConfigError(f"data source {path} is neither a folder nor a .csv, .npy or .npz file")
+
+
+def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
+    """Every video and image below ``folder``, sorted, and the top subfolder that each lies in ('' for none)."""
+    paths, names = [], []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in sorted(files):
+            if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and not file.startswith("."):
+                paths.append(os.path.join(root, file))
+                parts = Path(root).relative_to(folder).parts
+                names.append(parts[0] if parts else "")
+    if not paths:
+        known = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
+        raise ConfigError(f"data source {folder} holds no video or image file (looked for {known})")
+    return paths, names
+
+
+def _label_ids(names: Sequence[str], fixed: Sequence[str], path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Class names ('' for none) to ids. Whole numbers keep their value; other names are numbered in sorted order."""
+    present = sorted({name for name in names if name})
+    if fixed:
+        classes = tuple(fixed)
+    elif all(name.isdecimal() and int(name) < 100_000 for name in present):
+        classes = tuple(str(i) for i in range(max(map(int, present), default=-1) + 1))
+    else:
+        classes = tuple(present)
+    ids = {name: i for i, name in enumerate(classes)}
+    keys = [str(int(name)) if name.isdecimal() and name not in ids else name for name in names]  # '03' is class 3
+    unknown = sorted({key for key in keys if key and key not in ids})
+    if unknown:
+        raise ConfigError(f"data source {path} has the class {unknown[0]!r}, which is not among: {', '.join(classes)}")
+    return np.array([ids.get(key, -1) for key in keys], dtype=np.int64), classes
+
+
+def _open_array(config: SourceConfig, options: ReadOptions, path: Path, class_names: Sequence[str]) -> Source:
+    """``.npy``: uint8 ``[K, T, H, W, 3]``, mapped from disk. ``.npz``: the same under any key, and ``labels`` [K]."""
+    try:
+        loaded = np.load(path, mmap_mode="r")
+        if isinstance(loaded, np.ndarray):
+            clips, names = loaded, [""] * len(loaded)
+        else:
+            key = next((k for k in loaded.files if loaded[k].ndim == 5 and loaded[k].dtype == np.uint8), None)
+            if key is None:
+                raise ConfigError(f"{path} has no uint8 array [K, T, H, W, 3] (keys: {', '.join(loaded.files)})")
+            clips = loaded[key]
+            names = [str(x) for x in loaded["labels"]] if "labels" in loaded.files else [""] * len(clips)
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"data source {path} cannot be read as a numpy file: {error}") from None
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or 0 in clips.shape:
+        raise ConfigError(f"{path} must hold uint8 clips [K, T, H, W, 3], not {clips.dtype} {list(clips.shape)}")
+    if len(names) != len(clips):
+        raise ConfigError(f"{path} has {len(clips)} clips but {len(names)} labels")
+    labels, classes = _label_ids(names, class_names, path)
+    return Source(
+        config=config, options=options, paths=[f"{path}[{i}]" for i in range(len(clips))], labels=labels,
+        class_names=classes, arrays=clips, rows=np.arange(len(clips)),
+    )  # fmt: skip
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Column names and rows of a CSV file with commas, tabs or spaces, with a header (a column ``path``) or without.
+
+    Without a header the columns are ``path`` and ``label``; separated by spaces, the last word of a line is the label,
+    so that paths may contain spaces.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"data source {path} cannot be read as text: {error}") from None
+    if not lines:
+        raise ConfigError(f"data source {path} is empty")
+    mark = next((mark for mark in (",", "\t") if mark in lines[0]), None)
+    rows = list(csv.reader(lines, delimiter=mark)) if mark else [line.rsplit(None, 1) for line in lines]
+    header = [cell.strip().lower() for cell in rows[0]]
+    if "path" in header:
+        return header, rows[1:]
+    return ["path", "label"], [row[:2] for row in rows]
+
+
+def _open_csv(config: SourceConfig, options: ReadOptions, path: Path, class_names: Sequence[str]) -> Source:
+    columns, rows = read_rows(path)
+    label = (config.label_column or "label").lower()
+    for name in [*config.where, *([label] if config.label_column else [])]:
+        if name.lower() not in columns:
+            raise ConfigError(f"{path} has no column {name!r}; its columns: {', '.join(columns)}")
+    keep = {columns.index(name.lower()): value for name, value in config.where.items()}
+    at, label_at = columns.index("path"), columns.index(label) if label in columns else None
+    spans_at = (columns.index("start_s"), columns.index("end_s")) if {"start_s", "end_s"} <= set(columns) else None
+    paths, names, spans = [], [], []
+    for number, row in enumerate(rows, 1):
+        row = [cell.strip() for cell in row] + [""] * (len(columns) - len(row))
+        if any(row[i] != value for i, value in keep.items()):
+            continue
+        paths.append(os.path.join(path.parent, row[at]))
+        names.append("" if label_at is None else row[label_at])
+        if spans_at:
+            try:
+                spans.append((float(row[spans_at[0]] or 0), float(row[spans_at[1]] or "inf")))
+            except ValueError:
+                raise ConfigError(f"{path}, row {number}: start_s and end_s must be numbers of seconds") from None
+    if not paths:
+        raise ConfigError(f"data source {path} has no rows" + (f" where {config.where}" if config.where else ""))
+    if not any(os.path.exists(p) for p in paths[:10]):
+        raise ConfigError(f"data source {path}: {paths[0]} does not exist (paths are relative to the CSV's folder)")
+    labels, classes = _label_ids(names, class_names, path)
+    return Source(
+        config=config, options=options, paths=paths, labels=labels, class_names=classes,
+        spans=np.array(spans) if spans_at else None,
+    )  # fmt: skip

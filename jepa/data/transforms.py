@@ -1,0 +1,173 @@
+"""Crop, flip, resize and normalise: the one place, on the device, for a whole batch.
+
+Both the random and the centre crop are one definition: antialiased bilinear resampling of a box of every clip. On
+accelerators it is two batched matrix products (a row of weights for every output row and column, no loop, no
+synchronisation). On CPUs it runs on the uint8 values, clip by clip, which PyTorch's vectorised uint8 kernel does
+several times faster than any float path; the two agree to the rounding of one grey level.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa.types import Batch, ClipConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """Random resized crop: ``scale`` is the box's share of the picture's area, ``ratio`` its width to its height
+    (log-uniform); ``flip`` is the probability of mirroring. The same box for all frames of a clip.
+    """
+
+    scale: tuple[float, float] = (0.3, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.35)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two shares of the area in (0, 1], smaller first, not {self.scale}")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio must be two positive numbers, smaller first, not {self.ratio}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability, not {self.flip}")
+
+
+class Boxes(NamedTuple):
+    """Which part of every clip becomes the crop, in whole pixels of the uint8 clip; int64 ``[B]`` each.
+
+    The box ``top, left, height, width`` is resized to ``scaled_height`` x ``scaled_width``; the crop is cut from there
+    at ``row, column`` and mirrored where ``flip`` (bool ``[B]``).
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    scaled_height: Tensor
+    scaled_width: Tensor
+    row: Tensor
+    column: Tensor
+    flip: Tensor
+
+
+def uniform(seed: Tensor, draws: int) -> Tensor:
+    """Uniform numbers in [0, 1) as a pure function of int64 seeds ``[B]``: float32 ``[B, draws]``, on their device.
+
+    SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) over a counter, so that crops depend neither on the batch's split nor
+    on the device.
+    """
+
+    def word(value: int) -> int:  # the same 64 bits as a signed number
+        return value - 2**64 if value >= 2**63 else value
+
+    def shift(value: Tensor, bits: int) -> Tensor:  # logical, where torch shifts arithmetically
+        return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+    counter = torch.arange(1, draws + 1, device=seed.device)
+    state = seed[:, None] + counter * word(0x9E3779B97F4A7C15)
+    state = (state ^ shift(state, 30)) * word(0xBF58476D1CE4E5B9)
+    state = (state ^ shift(state, 27)) * word(0x94D049BB133111EB)
+    state = state ^ shift(state, 31)
+    return shift(state, 40).to(torch.float32) / 2**24
+
+
+def random_boxes(size: Tensor, seed: Tensor, augment: AugmentConfig, crop_size: int) -> Boxes:
+    """A random resized crop inside the valid ``size`` ``[B, 2]`` of every clip."""
+    draws = uniform(seed, 5).unbind(1)
+    full_h, full_w = size.to(torch.float32).unbind(1)
+    area = full_h * full_w * (augment.scale[0] + (augment.scale[1] - augment.scale[0]) * draws[0])
+    low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
+    ratio = torch.exp(low + (high - low) * draws[1])
+    width = torch.minimum(torch.sqrt(area * ratio).round().clamp(min=1), full_w)
+    height = torch.minimum(torch.sqrt(area / ratio).round().clamp(min=1), full_h)
+    top = torch.minimum((draws[2] * (full_h - height + 1)).floor(), full_h - height)
+    left = torch.minimum((draws[3] * (full_w - width + 1)).floor(), full_w - width)
+    crop = torch.full_like(size[:, 0], crop_size)
+    zero = torch.zeros_like(crop)
+    box = [value.to(torch.int64) for value in (top, left, height, width)]
+    return Boxes(*box, crop, crop, zero, zero, draws[4] < augment.flip)
+
+
+def centre_boxes(size: Tensor, short_side: int, crop_size: int) -> Boxes:
+    """The shorter side brought to ``short_side``, then the middle square of ``crop_size``."""
+    height, width = size.unbind(1)
+    short = torch.minimum(height, width)
+    scaled = [torch.round(side * short_side / short).to(torch.int64) for side in (height, width)]
+    zero = torch.zeros_like(height)
+    row, column = ((side - crop_size) // 2 for side in scaled)
+    return Boxes(zero, zero, height, width, *scaled, row, column, zero.bool())
+
+
+def _weights(low: Tensor, length: Tensor, scaled: Tensor, first: Tensor, flip: Tensor | None, crop: int, full: int) -> Tensor:
+    """Antialiased bilinear weights ``[B, crop, full]`` of the input pixels for every output pixel of one axis."""
+    place = torch.arange(crop, device=low.device, dtype=torch.float32).expand(len(low), crop)
+    if flip is not None:
+        place = torch.where(flip[:, None], crop - 1 - place, place)
+    scale = (length / scaled)[:, None]  # input pixels per output pixel
+    centre = low[:, None] + (place + first[:, None] + 0.5) * scale
+    pixel = torch.arange(full, device=low.device, dtype=torch.float32) + 0.5
+    weight = 1 - (pixel - centre[..., None]).abs() / scale.clamp(min=1)[..., None]
+    inside = (pixel >= low[:, None]) & (pixel < (low + length)[:, None])
+    weight = weight.clamp(min=0) * inside[:, None]
+    return weight / weight.sum(dim=2, keepdim=True)
+
+
+def resample(clip: Tensor, boxes: Boxes, crop: int) -> Tensor:
+    """Any device, any dtype: ``[B, C, T, H, W]`` to float32 ``[B, C, T, crop, crop]`` by two matrix products."""
+    batch, channels, frames, height, width = clip.shape
+    rows = _weights(boxes.top, boxes.height, boxes.scaled_height, boxes.row, None, crop, height)
+    columns = _weights(boxes.left, boxes.width, boxes.scaled_width, boxes.column, boxes.flip, crop, width)
+    pixels = clip.to(torch.float32, memory_format=torch.contiguous_format).reshape(batch, -1, width)
+    wide = torch.bmm(pixels, columns.transpose(1, 2)).view(batch, channels * frames, height, crop)
+    return torch.matmul(rows[:, None], wide).view(batch, channels, frames, crop, crop)
+
+
+def resample_uint8(clip: Tensor, boxes: Boxes, crop: int) -> Tensor:
+    """CPU: uint8 ``[B, C, T, H, W]`` (channels last in memory is fast) to float32 ``[B, C, T, crop, crop]``."""
+    batch, channels, frames = clip.shape[:3]
+    out = torch.empty(batch, channels, frames, crop, crop)
+    for pixels, target, values in zip(clip.unbind(0), out.unbind(0), zip(*(b.tolist() for b in boxes))):
+        top, left, height, width, scaled_height, scaled_width, row, column, flip = values
+        box = pixels[:, :, top : top + height, left : left + width].transpose(0, 1)  # [T, C, h, w]
+        if (height, width) != (scaled_height, scaled_width):
+            box = F.interpolate(box, size=(scaled_height, scaled_width), mode="bilinear", antialias=True)
+        box = box[:, :, row : row + crop, column : column + crop]
+        target.copy_((box.flip(-1) if flip else box).transpose(0, 1))
+    return out
+
+
+class ClipTransform:
+    """uint8 batch as the loader makes it -> float32 ``[B, C, T, crop_size, crop_size]``, normalised.
+
+    ``augment`` None is the deterministic centre crop. With augmentation the box depends on ``batch.augment_seed`` and
+    ``batch.size`` alone.
+    """
+
+    def __init__(self, clip: ClipConfig, augment: AugmentConfig | None = None) -> None:
+        self.clip, self.augment = clip, augment
+        self._mean = torch.tensor(clip.mean).view(-1, 1, 1, 1) * 255
+        self._scale = 1 / (torch.tensor(clip.std).view(-1, 1, 1, 1) * 255)
+
+    def boxes(self, batch: Batch) -> Boxes:
+        """What would be cut from ``batch``, on its device."""
+        size = batch.size
+        if size is None:
+            size = torch.tensor(batch.clip.shape[3:], device=batch.clip.device).expand(len(batch.clip), 2)
+        if self.augment is None:
+            return centre_boxes(size, self.clip.short_side or self.clip.crop_size, self.clip.crop_size)
+        assert batch.augment_seed is not None, "augmentation needs batch.augment_seed"
+        return random_boxes(size, batch.augment_seed, self.augment, self.clip.crop_size)
+
+    def __call__(self, batch: Batch) -> Batch:
+        assert batch.clip.dtype == torch.uint8, f"the transform takes uint8 clips, not {batch.clip.dtype}"
+        cut = resample_uint8 if batch.clip.device.type == "cpu" else resample
+        clip = cut(batch.clip, self.boxes(batch), self.clip.crop_size)
+        if self._mean.device != clip.device:
+            self._mean, self._scale = self._mean.to(clip.device), self._scale.to(clip.device)
+        return replace(batch, clip=clip.sub_(self._mean).mul_(self._scale), size=None)

@@ -1,0 +1,179 @@
+"""Reading frames of video files: one small interface over decord, torchcodec and PyAV.
+
+``open_video`` gives a ``VideoReader``; ``read`` takes frame numbers in display order and returns uint8 RGB. Readers
+decode only the frames between the nearest key frame and the ones asked for, on one thread (parallelism comes from
+loader workers), and scale while decoding, so that a 1080p file never becomes a 1080p array.
+
+Each library lives in one ``*_reader.py``, imported when it is chosen. Everything that it raises arrives here as
+``VideoError``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+log = logging.getLogger("jepa")
+
+Backend = Literal["auto", "decord", "torchcodec", "pyav"]
+_ORDER: tuple[Literal["decord", "torchcodec", "pyav"], ...] = ("decord", "torchcodec", "pyav")
+_MODULES = {"decord": "decord", "torchcodec": "torchcodec.decoders", "pyav": "av"}
+
+
+class VideoError(ValueError):
+    """A video or image file cannot be used; the message names the file and what is wrong with it."""
+
+
+def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """Height and width with the shorter side brought down to ``short_side`` (never up; ``None``: unchanged)."""
+    short = min(height, width)
+    if short_side is None or short <= short_side:
+        return height, width
+    return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
+
+
+def resize_frames(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """uint8 ``[T, H, W, 3]`` to ``[T, height, width, 3]``: antialiased bilinear, on the uint8 values."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last in memory, where the uint8 kernel is fast
+    scaled = F.interpolate(pictures, size=(height, width), mode="bilinear", antialias=True)
+    return scaled.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class VideoReader(ABC):
+    """Frames of one file. ``num_frames`` frames at ``fps`` per second, ``height`` x ``width`` after scaling."""
+
+    backend: str
+    path: str
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
+        """Frames by number, in any order and with repeats: uint8 ``[len(indices), H, W, 3]``.
+
+        Raises ``VideoError`` if a frame cannot be decoded, ``IndexError`` for a number outside the file.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.ndim != 1 or wanted.size == 0:
+            raise ValueError(f"indices must be a non-empty list of frame numbers, not shape {wanted.shape}")
+        if wanted.min() < 0 or wanted.max() >= self.num_frames:
+            raise IndexError(f"{self.path} has frames 0 to {self.num_frames - 1}, asked for {wanted.min()}..{wanted.max()}")
+        distinct, back = np.unique(wanted, return_inverse=True)  # every frame decoded once, in file order
+        frames = self._read_sorted(distinct)
+        if frames.shape[0] != distinct.size:
+            raise VideoError(f"{self.path}: only {frames.shape[0]} of {distinct.size} frames could be decoded")
+        return frames if distinct.size == wanted.size and (distinct == wanted).all() else frames[back]
+
+    @abstractmethod
+    def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Distinct, ascending frame numbers to ``[n, H, W, 3]``."""
+
+    def close(self) -> None:  # noqa: B027 - a reader without resources has nothing to close
+        """Free the file and the decoder."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@functools.cache
+def available_backends() -> tuple[str, ...]:
+    """Names of the decoding libraries that import on this machine, best first."""
+    found = []
+    for name in _ORDER:
+        try:
+            importlib.import_module(_MODULES[name])
+        except (ImportError, OSError, RuntimeError):  # torchcodec raises RuntimeError when FFmpeg's libraries are missing
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+@functools.cache
+def _name_once(backend: str) -> None:
+    log.info("video reader: %s (available: %s)", backend, ", ".join(available_backends()))
+
+
+def choose_backend(backend: Backend = "auto") -> str:
+    """The library that ``backend`` means here. Raises ``VideoError`` when it cannot be imported."""
+    available = available_backends()
+    if backend == "auto":
+        if not available:
+            raise VideoError("no video reader is installed: pip install one of decord, torchcodec, av")
+        backend = available[0]  # type: ignore[assignment]
+    elif backend not in _ORDER:
+        raise VideoError(f"unknown video reader {backend!r}; known: auto, {', '.join(_ORDER)}")
+    elif backend not in available:
+        raise VideoError(f"video reader {backend!r} is not installed; available: {', '.join(available) or 'none'}")
+    return backend
+
+
+def open_video(path: str | Path, backend: Backend = "auto", short_side: int | None = None) -> VideoReader:
+    """Open ``path`` for reading; frames come with their shorter side at most ``short_side`` pixels.
+
+    ``auto`` takes the first library that is installed (decord, torchcodec, PyAV) and, for a file that this one cannot
+    open (decord knows neither GIF nor AV1), the next. Raises ``VideoError`` naming the file.
+    """
+    path = os.fspath(path)
+    _check_file(path)
+    first = choose_backend(backend)
+    names = available_backends() if backend == "auto" else (first,)
+    _name_once(first)
+    errors: list[str] = []
+    for name in names:
+        try:
+            return _open_with(name, path, short_side)
+        except VideoError as error:
+            errors.append(str(error))
+    raise VideoError(errors[0])
+
+
+def _open_with(name: str, path: str, short_side: int | None) -> VideoReader:
+    if name == "decord":
+        from jepa.data.decord_reader import DecordReader
+
+        return DecordReader(path, short_side)
+    if name == "torchcodec":
+        from jepa.data.torchcodec_reader import TorchcodecReader
+
+        return TorchcodecReader(path, short_side)
+    from jepa.data.pyav_reader import PyavReader
+
+    return PyavReader(path, short_side)
+
+
+def _check_file(path: str) -> None:
+    """The mistakes that every library reports in its own, worse words."""
+    if os.path.isdir(path):
+        raise VideoError(f"{path} is a folder, not a video file")
+    try:
+        if os.path.getsize(path) == 0:
+            raise VideoError(f"{path} is empty (0 bytes)")
+    except FileNotFoundError:
+        raise VideoError(f"{path} does not exist") from None
+    except OSError as error:
+        raise VideoError(f"{path} cannot be opened: {error.strerror}") from None
+    if not os.access(path, os.R_OK):
+        raise VideoError(f"{path} cannot be opened: no permission to read it")
+
+
+def one_line(error: Any) -> str:
+    """The readable part of a library's exception: decord adds a stack trace, FFmpeg an errno."""
+    text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text.rpartition("Check failed: ")[2].strip()[:200]

@@ -1,0 +1,114 @@
+"""Transformer blocks: pre-norm attention with rotary positions, and the MLP.
+
+Shape legend: B batch, N tokens, Nq queries, D width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jepa.models.linear import Linear, attend, linear
+from jepa.models.rope import rotate, rotate_qkv
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, ``[B, N, D]`` to ``[B, Nq, D]``; only the last ``num_queries`` tokens ask, if given."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
+
+    def forward(self, x: Tensor, rope: Tensor | None, num_queries: int | None = None) -> Tensor:
+        if num_queries is None:
+            qkv = self.qkv(x)
+            dtype = qkv.dtype
+            qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
+            q, k, v = qkv.unbind(2) if rope is None else rotate_qkv(qkv, rope)
+        else:
+            dim = x.shape[-1]
+            q = linear(x[:, -num_queries:], self.qkv.weight[:dim], self.qkv.bias[:dim])
+            kv = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
+            dtype = kv.dtype
+            q = q.unflatten(-1, (self.num_heads, -1))
+            k, v = kv.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+            if rope is not None:
+                q, k = rotate(q, rope[:, -num_queries:]), rotate(k, rope)
+        return self.proj(attend(q, k, v).flatten(2).to(dtype))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, ``[B, N, D]`` to ``[B, N, D]``, or to ``[B, num_queries, D]`` for the last tokens."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, rope: Tensor | None, num_queries: int | None = None) -> Tensor:
+        residual = x if num_queries is None else x[:, -num_queries:]
+        x = residual + self.attn(self.norm1(x), rope, num_queries)
+        return x + self.mlp(self.norm2(x))
+
+
+def run_block(block: nn.Module, x: Tensor, rope: Tensor | None, num_queries: int | None, recompute: bool) -> Tensor:
+    """``block(x, rope, num_queries)``; with ``recompute`` its activations are computed again in backward, not kept."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, x, rope, num_queries, use_reentrant=False)
+    return block(x, rope, num_queries)
+
+
+def init_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
+    """Truncated normal (std 0.02) weights and zero biases; layer n's two output projections divided by sqrt(2n).
+
+    Source: I-JEPA (arXiv 2301.08243), appendix A, after MAE and BEiT: keeps the residual stream's scale with depth.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv3d)):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    with torch.no_grad():
+        for number, block in enumerate(blocks, start=1):
+            assert isinstance(block, Block)
+            block.attn.proj.weight.div_((2.0 * number) ** 0.5)
+            block.mlp.fc2.weight.div_((2.0 * number) ** 0.5)
+
+
+def check_width(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, position: str, owner: str) -> None:
+    """Raise ``ValueError`` naming the field when a transformer of this shape cannot be built."""
+    if embed_dim < 1 or depth < 1 or num_heads < 1 or mlp_ratio <= 0:
+        raise ValueError(
+            f"{owner}: embed_dim {embed_dim}, depth {depth}, num_heads {num_heads} and mlp_ratio {mlp_ratio} "
+            "must all be positive"
+        )
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"{owner}: embed_dim {embed_dim} is not divisible by num_heads {num_heads}; choose a multiple of {num_heads}"
+        )
+    head_dim = embed_dim // num_heads
+    if position == "rope" and (head_dim < 6 or head_dim % 2):
+        raise ValueError(
+            f"{owner}: rotary positions need an even head width of at least 6, but embed_dim {embed_dim} over "
+            f"num_heads {num_heads} gives {head_dim}"
+        )
+    if position == "sincos" and embed_dim % 4:
+        raise ValueError(f"{owner}: sine-cosine positions need embed_dim divisible by 4, not {embed_dim}")

@@ -1,0 +1,54 @@
+"""Matrix products and attention that stay fast in bf16 on a CPU without bf16 instructions.
+
+There PyTorch's bf16 matrix products run on plain loops, 8 to 60 times slower than its fp32 ones (measured by
+``benchmarks/encode.py``). So on such a CPU the operands are rounded to bf16, as everywhere, but multiplied by the fp32
+kernels, which is what bf16 hardware does too: bf16 in, fp32 accumulation, bf16 out. Everywhere else these functions
+are PyTorch's own.
+
+Shape legend: B batch, N tokens, Nq queries, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CPU_HAS_BF16: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def emulates_bf16(x: Tensor) -> bool:
+    """Whether a product with ``x`` is asked for in bf16 on a CPU that has no bf16 kernels."""
+    if CPU_HAS_BF16 or x.device.type != "cpu":
+        return False
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return autocast or x.dtype == torch.bfloat16
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).float()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear``: ``[..., in]`` to ``[..., out]``."""
+    if not emulates_bf16(x):
+        return F.linear(x, weight, bias)
+    with torch.autocast("cpu", enabled=False):
+        return F.linear(_rounded(x), _rounded(weight), bias.float()).to(torch.bfloat16)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by way of ``linear``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` to ``[..., out_features]``."""
+        return linear(x, self.weight, self.bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention of q ``[B, Nq, H, E]`` to k and v ``[B, N, H, E]``; returns ``[B, Nq, H, E]``."""
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    if not emulates_bf16(q):
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    with torch.autocast("cpu", enabled=False):
+        return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2)

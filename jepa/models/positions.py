@@ -1,0 +1,59 @@
+"""Fixed sine-cosine positions, computed from token coordinates instead of stored tables.
+
+Shape legend: N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from jepa.types import TokenGrid
+
+
+def sincos_1d(position: Tensor, dim: int) -> Tensor:
+    """Positions ``[...]`` to ``[..., dim]``, ``[sin | cos]`` with omega_i = 10000^(-i / (dim/2)), float32.
+
+    Source: Attention is all you need (arXiv 1706.03762), section 3.5, sines first.
+    """
+    half = dim // 2
+    omega = 10000.0 ** (-torch.arange(half, device=position.device, dtype=torch.float64) / half)
+    angle = position.double()[..., None] * omega
+    return torch.cat((angle.sin(), angle.cos()), dim=-1).float()
+
+
+def sincos_positions(grid: TokenGrid, native: TokenGrid, dim: int, device: torch.device) -> Tensor:
+    """Positions of every token of ``grid``, float32 ``[grid.size, dim]``.
+
+    A clip: ``[t | h | w]``, each of 2*ceil(dim/6) values, cut to ``dim`` (V-JEPA's uniform power, arXiv 2404.08471).
+    An image model (``native.t`` 1): ``[w | h]``, half the width each (I-JEPA, arXiv 2301.08243). Where ``grid`` is not the
+    grid that the model was built for (``native``), its cells are spread over the same extent, as the published models
+    do when they interpolate their tables.
+    """
+    coordinates = grid.coordinates(grid.ids(device)).double()
+    scale = torch.tensor([n / g for n, g in zip(native, grid, strict=True)], device=device, dtype=torch.float64)
+    t, h, w = ((coordinates + 0.5) * scale - 0.5).unbind(-1)
+    if native.t == 1:
+        parts = [sincos_1d(w, dim // 2), sincos_1d(h, dim // 2)]
+    else:
+        parts = [sincos_1d(axis, 2 * math.ceil(dim / 6)) for axis in (t, h, w)]
+    return torch.cat(parts, dim=-1)[:, :dim]
+
+
+class SinCos(nn.Module):
+    """The table of ``sincos_positions``, kept for the native grid (not in the state dict) and computed for others."""
+
+    table: Tensor
+
+    def __init__(self, native: TokenGrid, dim: int) -> None:
+        super().__init__()
+        self.native, self.dim = native, dim
+        self.register_buffer("table", sincos_positions(native, native, dim, torch.device("cpu")), persistent=False)
+
+    def forward(self, grid: TokenGrid) -> Tensor:
+        """Positions of every token of ``grid``, float32 ``[grid.size, dim]``."""
+        if grid == self.native:
+            return self.table
+        return sincos_positions(grid, self.native, self.dim, self.table.device)

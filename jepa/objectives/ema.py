@@ -1,0 +1,31 @@
+"""Exponential moving average of weights: the target encoder follows the context encoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def _pairs(target: nn.Module, online: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    followers: list[Tensor] = list(target.parameters())
+    leaders = [p.detach() for p in online.parameters()]
+    assert len(followers) == len(leaders), "target and online network differ"
+    return followers, leaders
+
+
+@torch.no_grad()
+def update_ema(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """``target = momentum * target + (1 - momentum) * online``, in place, for every parameter.
+
+    Parameters must be fp32: with momentum near 1 the increments vanish in 16 bits.
+    """
+    followers, leaders = _pairs(target, online)
+    torch._foreach_lerp_(followers, leaders, 1.0 - momentum)
+
+
+@torch.no_grad()
+def ema_distance(target: nn.Module, online: nn.Module) -> Tensor:
+    """Euclidean distance between the two sets of weights, relative to the norm of ``online``; a scalar."""
+    followers, leaders = _pairs(target, online)
+    difference = nn.utils.get_total_norm(torch._foreach_sub(followers, leaders))
+    return difference / nn.utils.get_total_norm(leaders)

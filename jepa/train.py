@@ -1,0 +1,193 @@
+"""fit(): the only training loop. It moves one objective over batches of clips, logs, and saves what it needs to go on.
+
+A non-finite loss never reaches a checkpoint: losses and gradient norms stay on the device as they are computed, are
+read together at every log step and before every save, and the first bad one stops the run. The weights in memory
+may be spoilt by then; the last checkpoint on the disk is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jepa.checkpoint import latest_checkpoint, open_run_dir
+from jepa.data.loader import DataConfig
+from jepa.data.transforms import AugmentConfig
+from jepa.distributed import Precision, Run, StopSignal
+from jepa.logging import Progress, RunLog, StepTimer, StepWindow, duration, logger
+from jepa.masks import MaskConfig
+from jepa.models.encoder import EncoderConfig
+from jepa.monitor import MonitorConfig
+from jepa.objectives import ObjectiveConfig
+from jepa.optim import OptimConfig
+from jepa.session import Session, build, restore, save, train_step
+from jepa.types import ClipConfig
+from jepa.watch import Watch
+
+# Keys that may change when a run is continued: they do not touch what is computed, except for more steps.
+FREE_KEYS = (
+    "run_dir", "monitor", "train.steps", "train.device", "train.save_every", "train.keep_last", "train.keep_every",
+    "train.log_every", "train.progress", "train.tensorboard", "data.workers", "data.prefetch", "data.max_failed",
+)  # fmt: skip
+
+
+class TrainError(ValueError):
+    """Training cannot go on; the message says at which step, why, and what is left on the disk."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long and how to train. ``batch_size`` is global: clips per update over all processes and ``accumulate``
+    micro-batches. ``save_every``, ``keep_every`` and ``log_every`` are in steps. ``compile`` uses torch.compile."""
+
+    steps: int
+    batch_size: int
+    accumulate: int = 1
+    precision: Precision = "auto"
+    device: str = "auto"
+    compile: bool = False
+    save_every: int = 1000
+    keep_last: int = 2
+    keep_every: int | None = None
+    log_every: int = 20
+    progress: Progress = "auto"
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "save_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Everything that defines a run. ``init_from``: a run directory or checkpoint whose weights (not its optimizer)
+    a new run begins with; continuing an interrupted run needs nothing but the same ``run_dir``."""
+
+    run_dir: str
+    seed: int = 0
+    clip: ClipConfig
+    data: DataConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    masks: list[MaskConfig]
+    objective: ObjectiveConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: LoopConfig
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    init_from: str | None = None
+
+
+def fit(config: TrainConfig) -> Path:
+    """Train, or continue the run in ``config.run_dir``, to ``config.train.steps``; returns the last checkpoint.
+
+    SIGTERM and Ctrl-C save after the running step and leave with status 128 + signal number (``SystemExit``).
+    Raises ``ConfigError`` when the directory belongs to another config, ``TrainError`` for a non-finite loss,
+    ``CheckpointError`` when saving fails; in each case the last checkpoint is intact.
+    """
+    loop, began = config.train, time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        # ---- where: device, processes, run directory -----------------------------------------------------------------
+        run = stack.enter_context(Run.start(loop.device, loop.precision))
+        run.on_main(lambda: open_run_dir(config.run_dir, config, FREE_KEYS))
+        saved = run.on_main(lambda: latest_checkpoint(config.run_dir))
+        stop = stack.enter_context(StopSignal())
+
+        # ---- what: model, data, optimizer, and where they stood ------------------------------------------------------
+        session = build(config, run)
+        step = restore(session, saved)
+        log = RunLog(config.run_dir, total_steps=loop.steps, start_step=step, is_main=run.is_main,
+                     progress=loop.progress, tensorboard=loop.tensorboard)  # fmt: skip
+        stack.callback(log.close)
+        describe(session, step)
+        watch, window, skipped = Watch(session, log), StepWindow(), 0
+        if step == 0 and watch.due(0):
+            watch.look(0)  # what random weights look like: later measurements are compared with it
+
+        # ---- the loop ------------------------------------------------------------------------------------------------
+        batches = session.loader.iterate(step)
+        stack.callback(batches.close)
+        timer, stopping = StepTimer(), False
+        while step < loop.steps and not stopping:
+            with timer.waiting():
+                batch = next(batches)
+            skipped += batch.skipped
+            window.add(step, train_step(session, batch, step))
+            step += 1
+            log.step(step)
+            stopping = run.any_last_step(stop.signum is not None)
+            last = stopping or step == loop.steps
+            if last or step % loop.log_every == 0 or step % loop.save_every == 0:
+                report(session, log, window, timer, step, skipped, watch.summary)
+            if watch.due(step) and not stopping:
+                watch.look(step)
+                timer.restart()
+            if last or step % loop.save_every == 0:
+                saved = save(session, step)
+                timer.restart()
+
+        # ---- the end -------------------------------------------------------------------------------------------------
+        assert saved is not None
+        if stopping and step < loop.steps:
+            name = signal.Signals(stop.signum or signal.SIGTERM)
+            logger.info("stopped by %s at step %d of %d, saved %s; run the same command to go on",
+                        name.name, step, loop.steps, saved)  # fmt: skip
+            raise SystemExit(128 + name)
+        logger.info("done: step %d after %s; checkpoint %s; curves: tensorboard --logdir %s; next: jepa eval %s",
+                    step, duration(time.perf_counter() - began), saved, config.run_dir, config.run_dir)  # fmt: skip
+    return saved
+
+
+def report(
+    session: Session, log: RunLog, window: StepWindow, timer: StepTimer, step: int, skipped: int, note: str
+) -> None:
+    """Read the window's metrics (the only sync), stop if one of them is not finite, log their means."""
+    loop, run = session.config.train, session.run
+    steps = len(window)
+    first, rows = window.read(run.reduce_mean)
+    check_finite(session, window.names, first, rows)
+    figures = timer.lap(steps, steps * loop.batch_size)
+    group = session.optimizer.param_groups[0]
+    total_skipped = run.reduce_mean(torch.tensor([float(skipped)])).item() * run.world_size
+    values = dict(zip(window.names, rows.mean(dim=0).tolist(), strict=True))
+    values |= {"lr": group["lr"], "weight_decay": group["weight_decay"], "skipped": total_skipped, **figures}
+    left = duration((loop.steps - step) * figures["time/step_s"])
+    show = f"loss {values['loss']:.4f}  {figures['time/clips_per_s']:.1f} clips/s  {left} left"
+    if total_skipped:
+        show += f"  {total_skipped:.0f} clips skipped"
+    log.metrics(step, values, show=f"{show}  {note}".rstrip())
+
+
+def check_finite(session: Session, names: list[str], first: int, rows: Tensor) -> None:
+    """Raise ``TrainError`` for the first step with a NaN or an infinity. ``rows`` ``[steps, names]`` on the CPU."""
+    finite = rows.isfinite()
+    if session.scaler.is_enabled():  # fp16 overflows now and then by design: the scaler skips such a step
+        finite[:, names.index("grad_norm")] = True
+    if bool(finite.all()):
+        return
+    row = int((~finite.all(dim=1)).nonzero()[0])
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, rows[row].tolist(), strict=True))
+    saved = latest_checkpoint(session.config.run_dir)
+    raise TrainError(
+        f"the loss is not finite at step {first + row + 1}: {terms}; last good checkpoint: {saved or 'none'}; "
+        "a lower optim.lr, a longer warm-up or precision fp32 may help"
+    )
+
+
+def describe(session: Session, step: int) -> None:
+    """Say in the log what is about to run, where, and on what."""
+    config, run, encoder = session.config, session.run, session.objective.encoder
+    trained = sum(p.numel() for p in session.objective.parameters() if p.requires_grad) / 1e6
+    own = sum(p.numel() for p in encoder.parameters()) / 1e6
+    logger.info("%s in %s, %d process%s", run.device, run.precision, run.world_size, "es" if run.world_size > 1 else "")
+    logger.info("encoder %.2f M parameters (%.2f M trained in all), %d x %d x %d tokens", own, trained, *encoder.grid)
+    logger.info("%s %s: step %d to %d, batches of %d clips", "continue" if step else "start", config.run_dir, step,
+                config.train.steps, config.train.batch_size)  # fmt: skip

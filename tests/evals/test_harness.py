@@ -1,0 +1,207 @@
+"""Features: encoded once, cached, the same whatever the batch size; three representations side by side."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evals import harness
+from evals.harness import EncoderRepresentation, FeatureOptions, Pixels, compute_features, encoder_hash, random_twin
+from evals.main import evaluate, main
+from evals.probes import ProbeConfig
+from evals.settings import EvalConfig
+from jepa.checkpoint import save_checkpoint
+from jepa.config import ConfigError, to_dict
+from jepa.data.loader import eval_options
+from jepa.data.sources import Source, SourceConfig, open_source
+from jepa.data.transforms import ClipTransform
+from jepa.distributed import Run
+from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.types import Batch, ClipConfig
+
+CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=16, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+RUN = Run(torch.device("cpu"), "fp32")
+COLOURS = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220]])
+
+
+def make_clips(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy clips ``[K, 4, 16, 16, 3]`` of a square in one of three colours."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    clips = rng.integers(0, 60, (count, 4, 16, 16, 3))
+    for clip, label in zip(clips, labels):
+        row, column = rng.integers(0, 10, 2)
+        clip[:, row : row + 6, column : column + 6] = COLOURS[label]
+    return clips.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    config = EncoderConfig(embed_dim=24, depth=1, num_heads=2, patch_size=4, tubelet_size=2)
+    return Encoder(config, CLIP).eval()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("clips")
+    for split, count, seed in (("train", 60, 0), ("test", 40, 1)):
+        clips, labels = make_clips(count, seed)
+        np.savez(root / f"{split}.npz", clips=clips, labels=labels)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run_dir(encoder: Encoder, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("run")
+    weights = {f"target_encoder.{k}": v for k, v in encoder.state_dict().items()}
+    sources = {"sources": [{"path": str(data / "train.npz")}], "validation": [{"path": str(data / "test.npz")}]}
+    state = {
+        "config": {"data": sources}, "clip": to_dict(CLIP), "encoder_config": to_dict(encoder.config),
+        "objective": weights,
+    }  # fmt: skip
+    save_checkpoint(root, 7, state)
+    return root
+
+
+def open_split(data: Path, split: str) -> Source:
+    return open_source(SourceConfig(path=str(data / f"{split}.npz")), eval_options(CLIP))
+
+
+def test_features_equal_the_encoder_and_do_not_depend_on_batches(encoder: Encoder, data: Path) -> None:
+    source = open_split(data, "test")
+    representation = EncoderRepresentation("trained", encoder, RUN)
+    found = [
+        compute_features([representation], source, CLIP, RUN, FeatureOptions(batch_size=size))["trained"]
+        for size in (7, 40)
+    ]
+    torch.testing.assert_close(found[0].tokens, found[1].tokens)
+    clips = torch.from_numpy(make_clips(40, 1)[0]).permute(0, 4, 1, 2, 3)
+    with torch.no_grad():
+        expected = encoder(ClipTransform(CLIP, None)(Batch(clip=clips)).clip)
+    torch.testing.assert_close(found[0].tokens, expected)
+    torch.testing.assert_close(found[0].vectors, expected.mean(dim=1))
+    assert found[0].items.tolist() == list(range(40))
+
+
+def test_cache_returns_the_same_and_notices_other_weights_and_data(
+    encoder: Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, options = open_split(data, "test"), FeatureOptions(cache_dir=tmp_path / "features")
+    trained = EncoderRepresentation("trained", encoder, RUN)
+    first = compute_features([trained], source, CLIP, RUN, options)["trained"]
+    calls: list[int] = []
+    monkeypatch.setattr(
+        harness, "_encode_all", lambda *a, real=harness._encode_all: calls.append(len(a[0])) or real(*a)
+    )
+    again = compute_features([trained], source, CLIP, RUN, options)["trained"]
+    assert calls == []
+    assert torch.equal(again.tokens, first.tokens)
+    assert again.grid == first.grid
+    compute_features([EncoderRepresentation("random", random_twin(encoder, 5), RUN)], source, CLIP, RUN, options)
+    assert calls == [1]
+    compute_features([trained], source.subset(range(10)), CLIP, RUN, options)
+    assert calls == [1, 1]
+    for file in (tmp_path / "features").glob("*.vectors.npy"):
+        file.write_bytes(b"damaged")
+    repaired = compute_features([trained], source, CLIP, RUN, options)["trained"]
+    assert calls == [1, 1, 1]
+    assert torch.equal(repaired.vectors, first.vectors)
+
+
+def test_segments_average_vectors_and_join_tokens(encoder: Encoder, tmp_path: Path) -> None:
+    np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (3, 8, 16, 16, 3), dtype=np.uint8))
+    source = open_source(SourceConfig(path=str(tmp_path / "long.npy")), eval_options(CLIP))
+    trained = EncoderRepresentation("trained", encoder, RUN)
+    found = compute_features([trained], source, CLIP, RUN, FeatureOptions(segments=2, batch_size=4))["trained"]
+    assert found.tokens is not None
+    assert found.tokens.shape == (3, 64, 24)
+    assert found.grid.size == 64
+    torch.testing.assert_close(found.vectors, found.tokens.mean(dim=1))
+
+
+def test_pixels_are_averages_in_place(encoder: Encoder) -> None:
+    pixels = Pixels(encoder.config, CLIP, encoder.grid, side=8)
+    clip = torch.rand(2, 3, 4, 16, 16)
+    tokens, vector = pixels(clip)
+    torch.testing.assert_close(vector, F.avg_pool3d(clip, (1, 2, 2)).flatten(1))
+    assert tokens.shape == (2, 32, 3 * 2 * 4 * 4 + 24)
+    token = clip[1, :, 2:4, 4:8, 12:16]  # time 1, row 1, column 3
+    torch.testing.assert_close(tokens[1, 1 * 16 + 1 * 4 + 3, :96], token.flatten())
+    assert len({tuple(row) for row in tokens[0, :, 96:].tolist()}) == 32  # every place differs
+    torch.testing.assert_close(tokens[0, :, 96:], tokens[1, :, 96:])
+
+
+def test_random_twin_differs_in_weights_only(encoder: Encoder) -> None:
+    state = torch.random.get_rng_state()
+    twin, same = random_twin(encoder, 1), random_twin(encoder, 1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert twin.config == encoder.config
+    assert encoder_hash(twin) == encoder_hash(same) != encoder_hash(encoder)
+
+
+def test_evaluate_writes_a_table_with_all_three_encoders(run_dir: Path, tmp_path: Path) -> None:
+    probes = tuple(ProbeConfig(kind=kind, steps=60, neighbours=(3,)) for kind in ("linear", "attentive", "knn"))
+    results = evaluate(EvalConfig(run=str(run_dir), probes=probes, device="cpu"), tmp_path / "out")
+    assert len(results["rows"]) == 9
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert stored["rows"] == results["rows"]
+    assert stored["step"] == 7
+    assert stored["config"]["run"] == str(run_dir)
+    by_cell = {(row["probe"], row["encoder"]): row for row in results["rows"]}
+    assert by_cell["linear", "random"]["accuracy"] > 0.9  # colour survives a random projection and a mean
+    assert by_cell["attentive", "pixels"]["accuracy"] > 0.8
+    row = by_cell["knn", "trained"]
+    assert (row["num_train"], row["num_test"], row["num_classes"]) == (60, 40, 3)
+    counts = np.bincount(make_clips(40, 1)[1], minlength=3) / 40
+    assert row["accuracy"] == pytest.approx(sum(counts[c] * row["per_class"][str(c)] for c in range(3)))
+    lines = results["table"].splitlines()
+    assert lines[0].startswith("| probe | label | trained | random | pixels | chance |")
+    assert len(lines) == 5
+    assert (run_dir / "features").is_dir()
+
+
+def test_several_labels_of_one_manifest_share_features(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    clips, labels = make_clips(24, 2)
+    from PIL import Image
+
+    for number, clip in enumerate(clips):
+        Image.fromarray(clip[0]).save(tmp_path / f"{number}.png")
+    lines = [f"{n}.png,{'rgb'[labels[n]]},{n % 2}" for n in range(24)]
+    lines[5] = f"5.png,{'rgb'[labels[5]]},"
+    (tmp_path / "list.csv").write_text("path,colour,parity\n" + "\n".join(lines))
+    source = SourceConfig(path=str(tmp_path / "list.csv"))
+    config = EvalConfig(
+        run=str(run_dir), train=source, test=source, labels=("colour", "parity"), probes=(ProbeConfig(steps=40),),
+        baselines=("random",), cache=False, device="cpu",
+    )  # fmt: skip
+    rows = {(row["label"], row["encoder"]): row for row in evaluate(config, tmp_path / "out")["rows"]}
+    assert rows["colour", "trained"]["num_train"] == 24
+    assert rows["parity", "trained"]["num_train"] == 23  # the clip without that label is left out
+    assert list(rows["colour", "trained"]["per_class"]) == ["b", "g", "r"]
+
+
+def test_command_line(run_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main([str(run_dir), "--probe", "knn", "--train-limit", "30", "--device", "cpu", "--out", out]) == 0
+    assert "| knn | label |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["num_train"] == 30
+    for arguments, message in (
+        ([str(run_dir), "--probe", "linaer"], "did you mean 'linear'"),
+        ([str(run_dir), "--task", "vido"], "did you mean 'video'"),
+        ([str(tmp_path / "nowhere")], "nowhere"),
+        ([str(run_dir), "--test", str(tmp_path / "no.csv")], "no.csv does not exist"),
+        ([str(run_dir), "--token-pool", "2"], "three whole numbers"),
+        ([str(run_dir), "--baselines", "noise"], "'noise' is unknown"),
+    ):
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_missing_labels_and_sources_are_named(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "plain.npy", np.zeros((3, 4, 16, 16, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"plain.npy has no labels for 'label'"):
+        evaluate(EvalConfig(run=str(run_dir), test=SourceConfig(path=str(tmp_path / "plain.npy")), device="cpu"))

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from torch import Tensor
+
+from evals import preprocess, sklearn_bridge
+from evals.probes import ProbeConfig, fit_probe
+from jepa.types import TokenGrid
+
+KINDS = ("linear", "attentive", "knn", "logistic")
+
+
+def digits(train: int = 900) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    images, labels = sklearn_bridge.digit_images()
+    x, y = torch.from_numpy(images).float().flatten(1), torch.from_numpy(labels)
+    return x[:train], y[:train], x[1297:], y[1297:]
+
+
+def tokens(clips: int, seed: int, separable: bool) -> tuple[Tensor, Tensor]:
+    """Tokens ``[K, 8, 12]`` of four classes: the class shows in its own dimension, or in nothing at all."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 4, (clips,), generator=generator)
+    x = torch.randn(clips, 8, 12, generator=generator)
+    if separable:
+        x[torch.arange(clips), :, y] += 5.0
+    return x, y
+
+
+def small(kind: str) -> ProbeConfig:
+    return ProbeConfig(
+        kind=kind,
+        penalties=(1.0, 10.0),
+        neighbours=(5, 20),
+        steps=80,
+        learning_rates=(3e-3, 3e-2),
+        weight_decays=(0.01, 0.3),
+    )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_separable_features_score_one_and_random_labels_chance(kind: str) -> None:
+    result = fit_probe(small(kind), *tokens(200, 0, True), *tokens(200, 1, True))
+    assert result.accuracy == 1.0
+    assert 0.15 < result.chance < 0.35
+    result = fit_probe(small(kind), *tokens(200, 2, False), *tokens(400, 3, False))
+    assert abs(result.accuracy - 0.25) < 4 * (0.25 * 0.75 / 400) ** 0.5
+
+
+def test_linear_probe_agrees_with_logistic_regression_on_digits() -> None:
+    ours = fit_probe(ProbeConfig(kind="linear"), *digits())
+    theirs = fit_probe(ProbeConfig(kind="logistic"), *digits())
+    assert theirs.accuracy > 0.85
+    assert abs(ours.accuracy - theirs.accuracy) < 2 * (ours.error**2 + theirs.error**2) ** 0.5
+    assert ours.error == pytest.approx((ours.accuracy * (1 - ours.accuracy) / 500) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", ["attentive", "knn"])
+def test_test_labels_never_reach_the_choice_of_a_head(kind: str) -> None:
+    x, y = tokens(120, 0, True)
+    x_test, y_test = tokens(60, 1, True)
+    honest = fit_probe(small(kind), x, y, x_test, y_test)
+    shuffled = fit_probe(small(kind), x, y, x_test, y_test.roll(1))
+    assert shuffled.chosen == honest.chosen
+    assert shuffled.heads == honest.heads
+    assert torch.equal(shuffled.predictions, honest.predictions)
+    assert shuffled.accuracy < honest.accuracy
+
+
+def test_test_features_do_not_shift_the_standardisation() -> None:
+    x, y = tokens(120, 0, True)
+    x_test, y_test = tokens(60, 1, True)
+    together = fit_probe(small("linear"), x, y, x_test, y_test).predictions
+    outlier = torch.cat((x_test, torch.full_like(x_test[:1], 1e4)))
+    apart = fit_probe(small("linear"), x, y, outlier, torch.cat((y_test, y_test[:1]))).predictions
+    assert torch.equal(together, apart[:-1])
+
+
+def test_same_seed_same_result_and_scores_cover_the_grid() -> None:
+    first, second = (fit_probe(small("attentive"), *tokens(100, 0, True), *tokens(50, 1, True)) for _ in range(2))
+    assert first._replace(seconds=0.0, predictions=second.predictions) == second._replace(seconds=0.0)
+    assert torch.equal(first.predictions, second.predictions)
+    assert [h.setting for h in first.heads] == small("attentive").settings()
+    best = max(h.accuracy for h in first.heads)
+    assert next(h for h in first.heads if h.setting == first.chosen).accuracy == best
+
+
+def test_attentive_probe_needs_standardised_features() -> None:
+    def scaled(clips: int, seed: int) -> tuple[Tensor, Tensor]:
+        x, y = tokens(clips, seed, True)
+        return 1.0 + 1e-3 * x, y
+
+    raw = ProbeConfig(kind="attentive", steps=60, learning_rates=(1e-3, 3e-3), weight_decays=(0.01,), standardise=False)
+    assert fit_probe(raw, *scaled(200, 0), *scaled(200, 1)).accuracy < 0.6
+    assert fit_probe(small("attentive"), *scaled(200, 0), *scaled(200, 1)).accuracy == 1.0
+
+
+def test_standardiser_matches_plain_statistics_and_ignores_constant_dimensions() -> None:
+    x = torch.randn(300, 7, 5) * torch.tensor([1.0, 10.0, 0.1, 1.0, 0.0]) + 100.0
+    rows = torch.arange(0, 300, 2)
+    mean, inverse = preprocess.standardiser(x, rows, chunk=64)
+    flat = x[rows].flatten(0, 1)
+    torch.testing.assert_close(mean, flat.mean(dim=0))
+    torch.testing.assert_close(inverse[:4], 1 / flat.std(dim=0, correction=0)[:4], rtol=1e-4, atol=0.0)
+    assert inverse[4] == 0
+
+
+def test_split_is_stratified_disjoint_and_complete() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 10 + [2])
+    fit, held = preprocess.split_rows(labels, 0.2, seed=0)
+    assert torch.equal(torch.cat((fit, held)).sort().values, torch.arange(61))
+    assert torch.bincount(labels[held], minlength=3).tolist() == [10, 2, 0]
+
+
+def test_token_pool_averages_cells_of_the_grid() -> None:
+    grid = TokenGrid(2, 4, 2)
+    x = torch.randn(3, grid.size, 5)
+    pooled = preprocess.arrange(x, True, (1, 2, 2), grid)
+    lattice = x.view(3, 2, 4, 2, 5)
+    assert pooled.shape == (3, 4, 5)
+    torch.testing.assert_close(pooled[:, 3], lattice[:, 1, 2:4, 0:2].mean(dim=(1, 2)))
+    with pytest.raises(ValueError, match="must divide the token grid"):
+        preprocess.arrange(x, True, (1, 3, 1), grid)
+
+
+def test_bad_features_are_refused() -> None:
+    x, y = tokens(40, 0, True)
+    config = small("linear")
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        fit_probe(config, x * float("nan"), y, x, y)
+    with pytest.raises(ValueError, match="single class"):
+        fit_probe(config, x, torch.zeros_like(y), x, y)
+    with pytest.raises(ValueError, match="negative"):
+        fit_probe(config, x, y - 1, x, y)
+    with pytest.raises(ValueError, match="differ in shape"):
+        fit_probe(config, x, y, x[:, :4], y)
+    with pytest.raises(ValueError, match="holdout"):
+        ProbeConfig(holdout=0.0)

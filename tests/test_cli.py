@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def write(settings: dict[str, Any], folder: Path) -> str:
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(settings))
+    return str(path)
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The single line that a wrong command line prints; checks its exit status and that there is no traceback."""
+    status = main(arguments)
+    printed = capsys.readouterr().err
+    errors = [line for line in printed.splitlines() if line.startswith("jepa: error: ")]
+    assert (status, len(errors)) == (2, 1), printed
+    assert "Traceback" not in printed
+    return errors[0]
+
+
+def test_train_runs_with_overrides(settings: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "elsewhere"
+    assert main(["train", write(settings, tmp_path), "train.steps=1", f"run_dir={out}"]) == 0
+    assert (out / "checkpoints" / "step_00000001.pt").exists()
+
+
+def test_check_prints_the_whole_config_and_trains_nothing(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", write(settings, tmp_path), "--check"]) == 0
+    assert "momentum_schedule: linear" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stepz=3", "unknown config key 'train.stepz', did you mean 'steps'?"),
+        ("objektive={}", "unknown config key 'objektive', did you mean 'objective'?"),
+        ("train.steps=many", "'train.steps' must be a whole number, not 'many'"),
+        ("train.precision=half", "'train.precision' must be one of"),
+        ("train.batch_size=0", "batch_size must be at least 1, not 0"),
+        ("train.accumulate=3", "batch_size 4 must be a multiple of accumulate 3"),
+        ("train.device=tpu", "device 'tpu' is unknown"),
+        ("masks.0.kind=blocks", "'masks.0.kind' is 'blocks'"),
+        ("clip.crop_size=30", "crop_size"),
+        ("encoder.size=vit_nanno", "did you mean 'vit_nano'?"),
+        ("train", "must look like key.sub_key=value"),
+        ("init_from=nowhere", "nowhere is neither a run directory nor a checkpoint"),
+        ("data.sources.0.path=nowhere", "nowhere"),
+        ("run_dir=/dev/null/run", "run directory /dev/null/run cannot be written"),
+    ],
+)
+def test_mistakes_in_a_config(
+    settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    assert message in error_of(["train", write(settings, tmp_path), override], capsys)
+
+
+def test_missing_and_broken_config_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not exist" in error_of(["train", str(tmp_path / "none.yaml")], capsys)
+    path = tmp_path / "broken.yaml"
+    path.write_text("train: {steps: [")
+    assert "broken.yaml is not valid YAML" in error_of(["train", str(path)], capsys)
+    path.write_text("seed: 1")
+    assert "config key 'run_dir' is missing" in error_of(["train", str(path)], capsys)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        main(["--debug", "train", str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: jepa {command}" in capsys.readouterr().out
+
+
+def test_unknown_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["trian"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_help_is_fast_because_it_does_not_import_torch() -> None:
+    code = "import sys, app.cli; app.cli.build_parser('train'); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    assert time.perf_counter() - began < 20
+
+
+def test_the_references_spelling_works(settings: dict[str, Any], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "app.main", "--fname", write(settings, tmp_path), "train.stepz=1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "jepa: error: unknown config key 'train.stepz', did you mean 'steps'?"

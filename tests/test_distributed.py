@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepa.distributed import DistributedError, Run, StopSignal, choose_device, choose_precision
+
+ROOT = Path(__file__).parent.parent
+WORKER = """
+import torch
+from jepa.distributed import Run
+
+with Run.start("cpu") as run:
+    assert (run.rank, run.world_size, run.is_main) == (run.rank, 2, run.rank == 0)
+    mean = run.reduce_mean(torch.tensor([float(run.rank), 4.0]))
+    bad = run.reduce_mean(torch.tensor(float("nan") if run.rank else 1.0))
+    torch.manual_seed(run.rank)
+    model = run.wrap(torch.nn.Linear(2, 1))
+    model(torch.full((1, 2), float(run.rank))).sum().backward()
+    # rank 1 alone raises its flag in the second step: both hear of it in the third
+    votes = [run.any_last_step(run.rank == 1 and step == 1) for step in range(4)]
+    try:
+        run.on_main(lambda: int("x"))
+        failed = "no"
+    except ValueError:
+        failed = "yes"
+    assert run.on_main(lambda: run.rank) == 0
+    grads = model.module.weight.grad.tolist()[0]
+    print(f"rank {run.rank}", mean.tolist(), bad.item(), grads, votes, run.gather(run.rank), failed, flush=True)
+"""
+
+
+def start_together(script: str, processes: int = 2) -> list[subprocess.Popen[str]]:
+    """The processes that torchrun would start, with its variables, without its own slow start."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in range(processes):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in own.items()}}
+        command = [sys.executable, "-c", script]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=ROOT))
+    return started
+
+
+def test_two_processes_reduce_vote_and_fail_together() -> None:
+    for rank, process in enumerate(start_together(WORKER)):
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+        line = f"rank {rank} [0.5, 4.0] nan [0.5, 0.5] [False, False, True, False] [0, 1] yes"
+        assert line in printed
+
+
+def test_alone_nothing_is_wrapped_or_reduced() -> None:
+    with Run.start("cpu") as run:
+        model = torch.nn.Linear(2, 1)
+        assert run.wrap(model) is model
+        assert (run.rank, run.world_size, run.precision, run.device.type) == (0, 1, "fp32", "cpu")
+        assert run.any_last_step(True)
+        assert run.gather(5) == [5]
+        assert run.on_main(lambda: 3) == 3
+        assert run.reduce_mean(torch.tensor(2.0)) == 2
+
+
+def test_a_process_group_that_cannot_form_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DistributedError, match=r"rank 1 of 2 could not join the others at 127.0.0.1:9 within 1 s"):
+        Run.start("cpu", timeout_s=1.0)
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK missing"),
+        ({"WORLD_SIZE": "2"}, "RANK, LOCAL_RANK missing"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK 2 does not fit WORLD_SIZE 2"),
+        ({"RANK": "a", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "whole numbers"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, "would train 8 separate models"),
+    ],
+)
+def test_half_an_environment_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], message: str
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DistributedError, match=message):
+        Run.start("cpu")
+
+
+def test_device_and_precision_choices() -> None:
+    cpu = torch.device("cpu")
+    assert choose_device("cpu") == cpu
+    assert choose_precision("auto", cpu) == "fp32"
+    assert choose_precision("bf16", cpu) == "bf16"
+    with pytest.raises(ValueError, match="did you mean 'cuda'"):
+        choose_device("cudda")
+    with pytest.raises(ValueError, match="fp16 needs a CUDA device"):
+        choose_precision("fp16", cpu)
+    with pytest.raises(ValueError, match="precision 'half' is unknown"):
+        choose_precision("half", cpu)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"cuda:0 is not there: torch sees 0 CUDA devices; use device cpu"):
+            choose_device("cuda")
+
+
+def test_autocast_on_cpu_computes_in_bf16() -> None:
+    with Run.start("cpu", "bf16") as run, run.autocast():
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.bfloat16
+    with Run.start("cpu", "fp32") as run, run.autocast():
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+    assert not Run.start("cpu").grad_scaler().is_enabled()
+
+
+def test_stop_signal_notes_once_and_gives_the_handlers_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert stop.signum is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signum == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
