@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
 
 COMMANDS = {
     "train": ("app.train", "pretrain from a config, or continue the run in its run_dir"),
-    "eval": ("app.evaluate", "probe a frozen encoder beside a random one and raw pixels"),
+    "eval": ("evals.main", "probe a frozen encoder beside a random one and raw pixels"),
     "encode": ("app.encode", "turn videos, images or arrays into features"),
     "data": ("app.data", "prepare videos for fast reading, or render the built-in ones"),
     "demo": ("app.demo", "the whole way on this machine: render videos, pretrain, probe, draw a report"),
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(chosen).parse_args(argv)
     if not args.debug:
         warnings.filterwarnings("ignore", module=r"torch\..*")
+    _print_log()
     try:
         importlib.import_module(COMMANDS[args.command][0]).run(args)
     except ValueError as error:  # the toolkit's errors for users (config, files, checkpoints, ...) are all ValueErrors
@@ -51,6 +53,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jepa: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _print_log() -> None:
+    """Show the toolkit's messages on stderr; a training run replaces this by its own log."""
+    root = logging.getLogger()
+    if not any(handler.name == "jepa-command" for handler in root.handlers):
+        handler = logging.StreamHandler()
+        handler.set_name("jepa-command")
+        handler.addFilter(logging.Filter("jepa"))
+        root.addHandler(handler)
+    logging.getLogger("jepa").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def main() -> None:
     if options.compile:
         ours, peer = torch.compile(ours), torch.compile(peer)
     print(
-        f"{options.size}, {common.parameters(ours) / 1e6:.1f} M parameters, {clip.num_frames} frames at {clip.crop_size} px, "
-        f"batch {options.batch_size}: {ours.grid.size} tokens per clip; {common.describe_machine(device)}"
+        f"{options.size}, {common.parameters(ours) / 1e6:.1f} M parameters, {clip.num_frames} frames at "
+        f"{clip.crop_size} px, batch {options.batch_size}: {ours.grid.size} tokens per clip; "
+        f"{common.describe_machine(device)}"
     )
     flops = options.batch_size * (
         common.forward_flops(config.shape, ours.grid.size) + common.patch_flops(ours, ours.grid.size)

@@ -80,7 +80,8 @@ def peer_step(model: Any, clip: Tensor, masks: Sequence[Mask], device: str, dtyp
     """The same step with the peer's modules."""
     target = copy.deepcopy(model.encoder).requires_grad_(False)
     decayed, plain = parameter_groups(model)
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.04}, {"params": plain, "weight_decay": 0.0}], lr=LR)
+    groups = [{"params": decayed, "weight_decay": 0.04}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LR)
 
     def step() -> Tensor:
         with common.autocast(device, dtype):
@@ -89,7 +90,8 @@ def peer_step(model: Any, clip: Tensor, masks: Sequence[Mask], device: str, dtyp
                 targets = F.layer_norm(tokens, tokens.shape[-1:])
             losses = []
             for family, mask in enumerate(masks):
-                predictions = peer_predict(model.predictor, peer_encode(model.encoder, clip, mask.context_ids), mask, family)
+                context = peer_encode(model.encoder, clip, mask.context_ids)
+                predictions = peer_predict(model.predictor, context, mask, family)
                 losses.append((predictions.float() - gather(targets, mask.target_ids[:, 0])).abs().mean())
             loss = torch.stack(losses).mean()
         loss.backward()
@@ -141,9 +143,9 @@ def main() -> None:
             part.compile()
     shapes = ", ".join(f"{m.context_ids.shape[1]} context + {m.target_ids.shape[2]} target" for m in masks)
     print(
-        f"{options.size} and a predictor {predictor.embed_dim} wide and {predictor.depth} deep, {trained / 1e6:.1f} M trained "
-        f"parameters; {clip.num_frames} frames at {clip.crop_size} px, batch {options.batch_size}: {ours.encoder.grid.size} "
-        f"tokens per clip, {shapes}; {common.describe_machine(device)}"
+        f"{options.size} and a predictor {predictor.embed_dim} wide and {predictor.depth} deep, {trained / 1e6:.1f} M "
+        f"trained parameters; {clip.num_frames} frames at {clip.crop_size} px, batch {options.batch_size}: "
+        f"{ours.encoder.grid.size} tokens per clip, {shapes}; {common.describe_machine(device)}"
     )
     flops = options.batch_size * step_flops(ours, predictor, masks)
     for dtype in ("fp32", "bf16") if options.dtype == "both" else (options.dtype,):

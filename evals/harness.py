@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evals.settings import EvalConfig
+from jepa.checkpoint import find_checkpoint
 from jepa.config import ConfigError, to_dict
 from jepa.data.batches import Failure, eval_batches
 from jepa.data.sources import Source
@@ -131,6 +133,22 @@ def source_hash(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
+def build_representations(config: EvalConfig, encoder: Encoder, run: Run) -> list[Representation]:
+    """The trained encoder and the baselines asked for, in the order of the table."""
+    found: list[Representation] = [EncoderRepresentation("trained", encoder, run)]
+    if "random" in config.baselines:
+        found.append(EncoderRepresentation("random", random_twin(encoder, config.random_seed), run))
+    if "pixels" in config.baselines:
+        found.append(Pixels(encoder.config, encoder.clip, encoder.grid))
+    return found
+
+
+def feature_cache(run: str) -> Path:
+    """``features`` in the run directory, also for a checkpoint file in its ``checkpoints`` folder."""
+    folder = find_checkpoint(run).parent
+    return (folder.parent if folder.name == "checkpoints" else folder) / "features"
+
+
 class FeatureSet(NamedTuple):
     """Features of every usable clip of a source. ``items`` int64 ``[K]``: its position there; ``tokens``
     ``[K, N, D]`` or ``None`` when no probe wants them; ``vectors`` ``[K, V]``; ``grid`` of the tokens."""
@@ -144,13 +162,14 @@ class FeatureSet(NamedTuple):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureOptions:
     """``segments`` clips per item: vectors are averaged over them, tokens joined. ``tokens`` False keeps vectors only.
-    ``cache_dir`` None keeps nothing on disk."""
+    ``cache_dir`` (None: nothing is kept on disk) never grows beyond ``cache_gb`` by these features."""
 
     batch_size: int = 16
     segments: int = 1
     tokens: bool = True
     workers: int = 0
     cache_dir: Path | None = None
+    cache_gb: float = 4.0
 
 
 def compute_features(
@@ -238,12 +257,18 @@ def _write(options: FeatureOptions, key: str, features: FeatureSet) -> None:
     arrays = {"items": features.items, "vectors": features.vectors, "tokens": features.tokens}
     try:
         options.cache_dir.mkdir(parents=True, exist_ok=True)
+        used = sum(path.stat().st_size for path in options.cache_dir.iterdir())
         for part, value in arrays.items():
-            if value is not None:
-                path = options.cache_dir / f"{key}.{part}.npy"
-                temporary = path.with_suffix(f".{os.getpid()}.tmp")
-                with temporary.open("wb") as file:
-                    np.save(file, value.numpy())
-                temporary.replace(path)
+            if value is None:
+                continue
+            used += value.numel() * value.element_size()
+            if used > options.cache_gb * 1e9:
+                log.info("%s stay out of the feature cache: it would hold more than %g GB", part, options.cache_gb)
+                return
+            path = options.cache_dir / f"{key}.{part}.npy"
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            with temporary.open("wb") as file:
+                np.save(file, value.numpy())
+            temporary.replace(path)
     except OSError as error:
         log.warning("features are not cached: %s", error)

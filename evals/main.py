@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode videos")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--no-cache", action="store_true", help="keep no features in the run directory")
+    parser.add_argument("--cache-gb", type=float, default=4.0, help="features kept in the run directory; 0: none")
     parser.add_argument("--out", metavar="FOLDER", help="where results go (default: RUN/evals/TASK)")
 
 
@@ -88,7 +88,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
             for kind in _split(args.probe)
         ),
         segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size, workers=args.workers,
-        device=args.device, precision=args.precision, cache=not args.no_cache,
+        device=args.device, precision=args.precision, cache_gb=args.cache_gb,
     )  # fmt: skip
 
 

@@ -20,7 +20,8 @@ class EvalConfig:
     these sources that are probed one by one on the same features; empty: the sources' own label. ``probes``: one row
     of the table each. ``baselines``: "random" (the same architecture, fresh weights from ``random_seed``) and "pixels".
     ``segments``: clips per video. ``train_limit``: probe with only so many training clips, drawn by the probe's seed.
-    ``cache``: keep features in the run directory, so that another probe does not encode again.
+    ``cache_gb``: so much of the features is kept in the run directory, that another probe need not encode again
+    (0: nothing; tokens, which only attentive probes want, are what takes room).
     """
 
     run: str
@@ -38,7 +39,7 @@ class EvalConfig:
     workers: int = 0
     device: str = "auto"
     precision: str = "auto"
-    cache: bool = True
+    cache_gb: float = 4.0
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.baselines) - set(BASELINES))

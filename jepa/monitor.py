@@ -121,7 +121,8 @@ def knn_probe(features: Tensor, labels: Tensor, neighbours: int) -> dict[str, Te
     known = labels >= 0
     features, labels = features[known], labels[known]
     unit = F.normalize(features - features.mean(dim=0), dim=1)
-    likeness = (unit @ unit.T).fill_diagonal_(-float("inf"))
+    with torch.autocast(unit.device.type, enabled=False):  # neighbours differ in digits that 16 bits do not have
+        likeness = (unit @ unit.T).fill_diagonal_(-float("inf"))
     nearest = likeness.topk(min(neighbours, max(len(labels) - 1, 1)), dim=1)
     one_hot = F.one_hot(labels).float()
     votes = (one_hot[nearest.indices] * (1 + nearest.values.clamp(min=-1)[..., None])).sum(dim=1)

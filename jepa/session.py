@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +57,7 @@ def build(config: TrainConfig, run: Run) -> Session:
             f"train.batch_size {loop.batch_size} must be a multiple of processes x accumulate "
             f"= {run.world_size} x {loop.accumulate}"
         )
-    torch.manual_seed(config.seed)  # the same weights on every process
+    torch.manual_seed(config.seed)  # the same weights on every process; see seed_step for what follows
     objective = build_objective(config.objective, config.encoder, config.clip, len(config.masks)).to(run.device)
     masks = build_masks(config.masks, objective.encoder.grid)
     pin = run.device.type == "cuda"
@@ -67,7 +68,6 @@ def build(config: TrainConfig, run: Run) -> Session:
     if loop.compile:
         for part in objective.children():
             part.compile()
-    torch.manual_seed(config.seed + 1 + run.rank)  # from here on, every process draws its own numbers
     transform = ClipTransform(config.clip, config.augment)
     return Session(config, run, objective, run.wrap(objective), optimizer, run.grad_scaler(), transform, loader)
 
@@ -98,6 +98,7 @@ def train_step(session: Session, batch: Batch, step: int) -> dict[str, Tensor]:
     """One update. Returns scalars on the device (``loss``, ``grad_norm``, the objective's terms); no host sync."""
     config, run, optimizer, scaler = session.config, session.run, session.optimizer, session.scaler
     progress = step / config.train.steps
+    seed_step(config.seed, step, run.rank)
     apply_schedules(optimizer, config.optim, step, config.train.steps)
     parts = batch.to(run.device).chunk(config.train.accumulate)
     values: dict[str, Tensor] = {}
@@ -119,6 +120,15 @@ def train_step(session: Session, batch: Batch, step: int) -> dict[str, Tensor]:
     optimizer.zero_grad(set_to_none=True)
     session.objective.after_step((step + 1) / config.train.steps)
     return {"loss": values.pop("loss"), "grad_norm": grad_norm, **values}
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Give every step of every process its own random numbers.
+
+    Then it does not matter who drew before (a data loader draws one number each time it starts, the monitor might),
+    and a continued run draws what the uninterrupted one would have.
+    """
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
 def save(session: Session, step: int) -> Path:

@@ -33,7 +33,8 @@ from jepa.watch import Watch
 # Keys that may change when a run is continued: they do not touch what is computed, except for more steps.
 FREE_KEYS = (
     "run_dir", "monitor", "train.steps", "train.device", "train.save_every", "train.keep_last", "train.keep_every",
-    "train.log_every", "train.progress", "train.tensorboard", "data.workers", "data.prefetch", "data.max_failed",
+    "train.log_every", "train.progress", "train.tensorboard", "data.workers", "data.prefetch", "data.cache_mb",
+    "data.max_failed",
 )  # fmt: skip
 
 
@@ -84,6 +85,10 @@ class TrainConfig:
     train: LoopConfig
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     init_from: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, but is {self.seed}")
 
 
 def fit(config: TrainConfig) -> Path:

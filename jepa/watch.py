@@ -35,7 +35,7 @@ class Watch:
         self.monitor = CollapseMonitor(config.monitor)
         sources = session.loader.validation
         if not sources:
-            logger.info("no validation videos: the monitor looks at training videos (set data.holdout or data.validation)")
+            logger.info("no data.validation and no data.holdout: the monitor looks at training videos")
             sources = session.loader.sources
         self.batch = held_out_batch(sources, session, config.monitor.clips)
         records = read_metrics(config.run_dir)
@@ -83,5 +83,6 @@ def held_out_batch(sources: Sequence[Source], session: Session, clips: int) -> B
     if batch is None:
         raise VideoError(f"none of the monitor's {len(chosen)} videos can be read; the first: {failures[0].reason}")
     rng = np.random.default_rng(session.config.seed)
-    batch.masks = [f.draw(rng, len(batch.clip)) for f in build_masks(session.config.masks, session.objective.encoder.grid)]
+    families = build_masks(session.config.masks, session.objective.encoder.grid)
+    batch.masks = [family.draw(rng, len(batch.clip)) for family in families]
     return batch

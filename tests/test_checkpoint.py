@@ -68,7 +68,8 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: py
     target = {"write": (torch, "save"), "fsync": (os, "fsync"), "rename": (os, "replace")}[full_at]
     with monkeypatch.context() as patch:
         patch.setattr(*target, full)
-        with pytest.raises(CheckpointError, match=r"step_00000002.pt could not be written: No space left.*step_00000001"):
+        message = r"step_00000002.pt could not be written: No space left.*step_00000001"
+        with pytest.raises(CheckpointError, match=message):
             save_checkpoint(tmp_path, 2, state(), keep_last=1)
     assert good.read_bytes() == before
     assert os.listdir(good.parent) == [good.name]
@@ -165,7 +166,8 @@ def test_run_dir_refuses_another_config(tmp_path: Path) -> None:
     open_run_dir(tmp_path / "run", CLIP, ())
     open_run_dir(tmp_path / "run", CLIP, ())
     other = dataclasses.replace(CLIP, crop_size=64, num_frames=8)
-    with pytest.raises(ConfigError, match=r"another config \(crop_size: 32 -> 64; num_frames: 4 -> 8\).*another run_dir"):
+    message = r"another config \(crop_size: 32 -> 64; num_frames: 4 -> 8\).*another run_dir"
+    with pytest.raises(ConfigError, match=message):
         open_run_dir(tmp_path / "run", other, ())
     open_run_dir(tmp_path / "run", other, ("crop_size", "num_frames"))
 

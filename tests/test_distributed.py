@@ -44,8 +44,8 @@ def start_together(script: str, processes: int = 2) -> list[subprocess.Popen[str
         port = free.getsockname()[1]
     started = []
     for rank in range(processes):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in own.items()}}
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in own.items()}}
         command = [sys.executable, "-c", script]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=ROOT))
@@ -54,7 +54,7 @@ def start_together(script: str, processes: int = 2) -> list[subprocess.Popen[str
 
 def test_two_processes_reduce_vote_and_fail_together() -> None:
     for rank, process in enumerate(start_together(WORKER)):
-        printed, errors = process.communicate(timeout=120)
+        printed, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors[-2000:]
         line = f"rank {rank} [0.5, 4.0] nan [0.5, 0.5] [False, False, True, False] [0, 1] yes"
         assert line in printed

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,21 @@ from jepa.session import build, train_step
 from jepa.train import TrainConfig, TrainError, fit
 
 ROOT = Path(__file__).parent.parent
+KILLED = """
+import os, signal, sys
+from app.cli import main
+from jepa import train
+
+real_step = train.train_step
+
+def step_or_die(session, batch, step):
+    if step == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real_step(session, batch, step)
+
+train.train_step = step_or_die
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def config_of(settings: dict[str, Any], **train_keys: Any) -> TrainConfig:
@@ -39,16 +56,21 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert different == []
 
 
-def start(settings: dict[str, Any], folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    """``jepa train`` in a process of its own."""
+@contextlib.contextmanager
+def started(settings: dict[str, Any], folder: Path, *program: str) -> Iterator[subprocess.Popen[str]]:
+    """``jepa train`` in a process of its own, gone at the end whatever happens."""
     path = folder / "config.json"  # JSON is YAML
     path.write_text(json.dumps(settings))
-    command = [sys.executable, "-m", "app.cli", "train", str(path), *overrides]
+    command = [sys.executable, *(program or ("-m", "app.cli")), "train", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str], timeout_s: float = 120) -> None:
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str], timeout_s: float = 600) -> None:
     end = time.monotonic() + timeout_s
     while not any(record["step"] >= step for record in read_metrics(run_dir)):
         assert process.poll() is None, process.communicate()[1]
@@ -87,18 +109,14 @@ def test_a_run_leaves_what_it_promises(straight: Path) -> None:
 
 
 def test_ten_kill_ten_equals_twenty_bit_for_bit(straight: Path, tmp_path: Path) -> None:
-    """SIGKILL somewhere after step 10, then the same command again: the same weights as 20 steps straight."""
+    """SIGKILL in the middle of a run, then the same run again: the same weights as 20 steps straight."""
     settings = resumable(tmp_path)
-    process = start(settings, tmp_path)
-    wait_for_step(tmp_path / "run", 11, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    saved = load_checkpoint(tmp_path / "run")["step"]
-    assert 10 <= saved < 20
-    process = start(settings, tmp_path)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    with started(settings, tmp_path, "-c", KILLED) as process:
+        _, errors = process.communicate(timeout=600)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert load_checkpoint(tmp_path / "run")["step"] == 10
+    assert read_metrics(tmp_path / "run")[-1]["step"] == 12  # two steps are lost and will be computed again
+    fit(config_of(settings))
     assert_same(weights(tmp_path / "run"), weights(straight))
     old, new = load_checkpoint(straight), load_checkpoint(tmp_path / "run")
     assert torch.equal(old["rng"][0]["torch"], new["rng"][0]["torch"])
@@ -112,10 +130,11 @@ def test_ten_kill_ten_equals_twenty_bit_for_bit(straight: Path, tmp_path: Path) 
 def test_signals_save_before_leaving(tmp_path: Path, number: signal.Signals) -> None:
     settings = resumable(tmp_path)
     settings["train"] |= {"steps": 100_000, "save_every": 100_000}
-    process = start(settings, tmp_path, "train.progress=lines")
-    wait_for_step(tmp_path / "run", 3, process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    settings["train"]["progress"] = "lines"
+    with started(settings, tmp_path) as process:
+        wait_for_step(tmp_path / "run", 3, process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == 128 + number, errors
     state = load_checkpoint(tmp_path / "run")
     assert state["step"] >= 3
@@ -164,7 +183,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(settings: dict[str, Any], monke
         return values
 
     monkeypatch.setattr(train, "train_step", spoilt)
-    with pytest.raises(TrainError, match=rf"not finite at step {first_bad}: loss nan, grad_norm [\d.]+, prediction") as caught:
+    message = rf"not finite at step {first_bad}: loss nan, grad_norm [\d.]+, prediction"
+    with pytest.raises(TrainError, match=message) as caught:
         fit(config_of(settings, steps=8, log_every=4, save_every=2))
     assert "last good checkpoint: " + str(latest_checkpoint(settings["run_dir"])) in str(caught.value)
     assert load_checkpoint(settings["run_dir"])["step"] == 2
@@ -185,6 +205,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(settings: dict[str, A
 
 
 def test_accumulation_gives_the_same_update(settings: dict[str, Any]) -> None:
+    settings["optim"] = {"lr": {"start": 1.0, "peak": 1.0}, "eps": 1.0}  # else Adam's first step is sign(gradient)
     steps = {}
     for parts in (1, 2):
         with Run.start("cpu") as run:
@@ -194,7 +215,7 @@ def test_accumulation_gives_the_same_update(settings: dict[str, Any]) -> None:
             steps[parts] = (values, session.objective.state_dict())
     torch.testing.assert_close(steps[1][0]["loss"], steps[2][0]["loss"])
     torch.testing.assert_close(steps[1][0]["grad_norm"], steps[2][0]["grad_norm"])
-    torch.testing.assert_close(steps[1][1], steps[2][1], rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(steps[1][1], steps[2][1], rtol=1e-4, atol=1e-6)
 
 
 def test_every_trained_parameter_moves_and_the_target_follows(settings: dict[str, Any]) -> None:
@@ -224,7 +245,7 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
     path.write_text(json.dumps(shared))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "app.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, "train", str(path)], capture_output=True, text=True, timeout=200, check=False,
+    done = subprocess.run([*command, "train", str(path)], capture_output=True, text=True, timeout=600, check=False,
                           env=environment, cwd=ROOT)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     losses = [[r["loss"] for r in read_metrics(f / "run") if "loss" in r] for f in (alone, together)]

@@ -4,44 +4,27 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from evals import metrics
 from evals.harness import (
-    EncoderRepresentation,
     FeatureOptions,
     FeatureSet,
-    Pixels,
-    Representation,
+    build_representations,
     compute_features,
     encoder_hash,
-    random_twin,
+    feature_cache,
 )
+from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.probes import ProbeConfig, fit_probe
 from evals.settings import EvalConfig, Row, TaskResult
 from jepa.checkpoint import find_checkpoint, load_checkpoint, load_encoder
-from jepa.config import ConfigError, from_dict, to_dict
-from jepa.data.loader import eval_options
-from jepa.data.sources import Source, SourceConfig, open_source
+from jepa.config import to_dict
 from jepa.distributed import Run, choose_device, choose_precision
-from jepa.models.encoder import Encoder
-from jepa.types import ClipConfig
 
 log = logging.getLogger("jepa")
-
-
-class Labelled(NamedTuple):
-    """A source's clips, opened once, with every label that is probed: ids ``[N]`` (-1: none) and class names."""
-
-    source: Source
-    labels: dict[str, Tensor]
-    class_names: dict[str, tuple[str, ...]]
 
 
 def classify_videos(config: EvalConfig) -> TaskResult:
@@ -58,7 +41,8 @@ def classify_videos(config: EvalConfig) -> TaskResult:
     options = FeatureOptions(
         batch_size=config.batch_size, segments=config.segments, workers=config.workers,
         tokens=any(probe.kind == "attentive" for probe in config.probes),
-        cache_dir=feature_cache(config.run) if config.cache else None,
+        cache_dir=feature_cache(config.run) if config.cache_gb else None,
+        cache_gb=config.cache_gb,
     )  # fmt: skip
     features = {
         split: compute_features(representations, labelled.source, clip, run, options)
@@ -87,58 +71,6 @@ def classify_videos(config: EvalConfig) -> TaskResult:
         "precision": run.precision,
     }
     return TaskResult(rows, seconds, facts)
-
-
-def choose_sources(config: EvalConfig) -> tuple[SourceConfig, SourceConfig]:
-    """The sources asked for, or the ones that the run was trained and validated with."""
-    if config.train is not None and config.test is not None:
-        return config.train, config.test
-    data = load_checkpoint(config.run)["config"].get("data", {})
-    chosen = []
-    for name, given, key in (("--train", config.train, "sources"), ("--test", config.test, "validation")):
-        listed = data.get(key) or []
-        if given is None and len(listed) != 1:
-            raise ConfigError(f"give {name} PATH: the run was made with {len(listed)} data.{key}, not with one")
-        chosen.append(given if given is not None else from_dict(SourceConfig, listed[0], f"data.{key}.0"))
-    return chosen[0], chosen[1]
-
-
-def open_labelled(
-    config: SourceConfig, columns: tuple[str, ...], clip: ClipConfig, known: dict[str, tuple[str, ...]] | None = None
-) -> Labelled:
-    """Open a source once per label column; the clips are the same, so features are shared.
-
-    ``known``: class names of the training source, which fix the ids. Raises ``ConfigError`` when a label is missing.
-    """
-    options = eval_options(clip)
-    labels: dict[str, Tensor] = {}
-    names: dict[str, tuple[str, ...]] = {}
-    source: Source | None = None
-    for column in columns or (config.label_column or "label",):
-        chosen = replace(config, label_column=column) if columns else config
-        found = open_source(chosen, options, (known or {}).get(column, ()))
-        if (found.labels < 0).all():
-            raise ConfigError(f"{config.path} has no labels for {column!r}: a probe needs them")
-        labels[column], names[column] = torch.from_numpy(np.asarray(found.labels)), found.class_names
-        source = source or found
-    assert source is not None
-    return Labelled(source, labels, names)
-
-
-def build_representations(config: EvalConfig, encoder: Encoder, run: Run) -> list[Representation]:
-    """The trained encoder and the baselines asked for, in the order of the table."""
-    found: list[Representation] = [EncoderRepresentation("trained", encoder, run)]
-    if "random" in config.baselines:
-        found.append(EncoderRepresentation("random", random_twin(encoder, config.random_seed), run))
-    if "pixels" in config.baselines:
-        found.append(Pixels(encoder.config, encoder.clip, encoder.grid))
-    return found
-
-
-def feature_cache(run: str) -> Path:
-    """``features`` in the run directory, also for a checkpoint file in its ``checkpoints`` folder."""
-    folder = find_checkpoint(run).parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "features"
 
 
 def probe_one(

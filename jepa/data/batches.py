@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -46,6 +46,12 @@ def collate(clips: Sequence[RawClip], index: Sequence[int], seeds: Sequence[int]
         end_s=torch.tensor([clip.end_s for clip in clips], dtype=torch.float64),
         augment_seed=torch.tensor(seeds, dtype=torch.int64),
     )
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach the whole process group; the parent needs its workers until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Items(Dataset[tuple[list[RawClip], Failure | None]]):

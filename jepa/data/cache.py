@@ -40,7 +40,7 @@ class ClipCache:
         return self.used + size <= self._room
 
     def get(self, slot: int) -> tuple[NDArray[np.uint8], float] | None:
-        """The frames put under ``slot``, a view ``[T, H, W, 3]`` that must not be written to, and their rate; or None."""
+        """The frames put under ``slot`` (a view ``[T, H, W, 3]``, not to be written to) and their rate, or None."""
         state, offset, *shape, rate = self._table[slot].tolist()
         if state != 2:
             return None

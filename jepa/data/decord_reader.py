@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from typing import Any
 
@@ -25,10 +24,9 @@ def _width_works(width: int) -> bool:
     return -(-3 * width // 64) * 64 // width == 3
 
 
-@functools.lru_cache(maxsize=65536)  # an open costs a millisecond: scaling needs the size first, but only once a file
-def _native_size(path: str, modified: float) -> tuple[int, int]:
-    height, width = _open(path)[0].shape[:2]
-    return int(height), int(width)
+# decord tells a video's size only with its first frame, but wants the scaled size before: remembered, so that only the
+# first visit opens a file twice
+_sizes: dict[tuple[str, float], tuple[int, int]] = {}
 
 
 def _open(path: str, height: int = -1, width: int = -1) -> Any:
@@ -36,7 +34,8 @@ def _open(path: str, height: int = -1, width: int = -1) -> Any:
         # one thread: loader workers are what runs in parallel, and a decoder's own threads lose on short reads
         return decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
     except (DECORDError, RuntimeError, AssertionError) as error:
-        raise VideoError(f"{path} cannot be opened as a video (decord): {one_line(error)}") from None
+        reason = "not a video, or damaged" if "Error reading" in str(error) else one_line(error)
+        raise VideoError(f"{path} cannot be opened as a video (decord): {reason}") from None
 
 
 class DecordReader(VideoReader):
@@ -47,12 +46,17 @@ class DecordReader(VideoReader):
     def __init__(self, path: str, short_side: int | None = None) -> None:
         self.path = path
         try:
-            native = _native_size(path, os.path.getmtime(path))
+            key = (path, os.path.getmtime(path))
+            plain = None if key in _sizes else _open(path)
+            if plain is not None:
+                height, width = plain[0].shape[:2]
+                _sizes[key] = (int(height), int(width))
+            native = _sizes[key]
             self.height, self.width = scaled_size(*native, short_side)
             scale = (self.height, self.width) != native and _width_works(self.width)
             if not scale and not _width_works(native[1]):
                 raise VideoError(f"{path}: decord cannot deliver pictures {native[1]} pixels wide; use another reader")
-            self._reader = _open(path, self.height, self.width) if scale else _open(path)
+            self._reader = _open(path, self.height, self.width) if scale else plain or _open(path)
             self.num_frames = len(self._reader)
             self.fps = float(self._reader.get_avg_fps())
         except (DECORDError, RuntimeError) as error:

@@ -8,118 +8,29 @@ replays nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from jepa.config import ConfigError
-from jepa.data.batches import Failure, collate, eval_batches
-from jepa.data.cache import ClipCache
-from jepa.data.mixture import HOLDOUT, MASKS, SAMPLE, Mixture, stream
-from jepa.data.sampling import ShortVideo, ShortVideoError
-from jepa.data.sources import ClipRequest, RawClip, ReadOptions, Source, SourceConfig, open_source
-from jepa.data.video import Backend, VideoError
+from jepa.data.batches import Failure, collate, eval_batches, leave_signals_to_parent
+from jepa.data.mixture import MASKS, SAMPLE, Mixture, stream
+from jepa.data.sampling import ShortVideoError
+from jepa.data.settings import DataConfig, eval_options, open_data
+from jepa.data.sources import ClipRequest, RawClip, Source
+from jepa.data.video import VideoError
 from jepa.masks import MaskFamily
 from jepa.types import Batch, ClipConfig
 
 __all__ = ["DataConfig", "TrainLoader", "eval_batches", "eval_options", "open_data"]
 log = logging.getLogger("jepa")
 _MAX_REPLACEMENTS = 50
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig:
-    """Sources and how they are read.
-
-    ``validation`` sources, or else ``holdout`` videos of ``sources`` that training then never sees, feed the monitor.
-    ``clips_per_video`` consecutive clips of a batch come from one video, spread over it. ``short_video`` says what
-    happens to a video shorter than the clip: ``hold`` its last frame, ``loop`` it, or ``skip`` it. Files are decoded
-    with their shorter side at most ``decode_short_side`` pixels (None: ``clip.short_side``, else 1.15 * crop_size, so
-    that random crops lose little detail). ``reader``: decord, torchcodec, pyav, or auto. ``workers`` processes
-    (0: in the training process) prepare ``prefetch`` batches each. ``cache_mb`` MiB of memory keep decoded videos,
-    once for all workers of a rank. Training fails when more than the share ``max_failed`` of the files cannot be
-    decoded.
-    """
-
-    sources: list[SourceConfig]
-    validation: list[SourceConfig] = field(default_factory=list)
-    holdout: int = 0
-    clips_per_video: int = 1
-    short_video: ShortVideo = "hold"
-    decode_short_side: int | None = None
-    reader: Backend = "auto"
-    workers: int = 2
-    prefetch: int = 2
-    cache_mb: float = 0.0
-    max_failed: float = 0.05
-
-    def __post_init__(self) -> None:
-        if not self.sources:
-            raise ValueError("sources must name at least one folder, CSV or array of clips")
-        for name, least in (("holdout", 0), ("clips_per_video", 1), ("workers", 0), ("prefetch", 1), ("cache_mb", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
-        if not 0 <= self.max_failed <= 1:
-            raise ValueError(f"max_failed must lie between 0 and 1, not {self.max_failed}")
-        if self.decode_short_side is not None and self.decode_short_side < 1:
-            raise ValueError(f"decode_short_side must be at least 1, not {self.decode_short_side}")
-
-
-def eval_options(clip: ClipConfig, reader: Backend = "auto", short_video: ShortVideo = "hold") -> ReadOptions:
-    """Decode straight to the size that the centre crop is cut from."""
-    return ReadOptions(backend=reader, short_side=clip.short_side or clip.crop_size, short_video=short_video)
-
-
-def open_data(data: DataConfig, clip: ClipConfig) -> tuple[list[Source], list[Source]]:
-    """Training sources and validation sources (given, or held out of the training ones). Raises ``ConfigError``."""
-    side = data.decode_short_side or clip.short_side or round(1.15 * clip.crop_size)
-    options = ReadOptions(backend=data.reader, short_side=side, short_video=data.short_video)
-    train = [open_source(config, options) for config in data.sources]
-    if data.cache_mb:
-        _add_cache(train, data.cache_mb)
-    if data.validation:
-        names = train[0].class_names if len(train) == 1 else ()
-        evaluated = eval_options(clip, data.reader, data.short_video)
-        return train, [open_source(config, evaluated, names) for config in data.validation]
-    return _hold_out(train, data.holdout, eval_options(clip, data.reader, data.short_video))
-
-
-def _add_cache(sources: list[Source], megabytes: float) -> None:
-    first, tables = 0, []
-    for source in sources:
-        distinct, ids = np.unique(np.asarray(source.paths), return_inverse=True)
-        tables.append(ids.astype(np.int64) + first)
-        first += len(distinct)
-    cache = ClipCache(first, megabytes)
-    for source, slots in zip(sources, tables, strict=True):
-        source.options, source.slots = replace(source.options, cache=cache), slots
-
-
-def _hold_out(sources: list[Source], count: int, options: ReadOptions) -> tuple[list[Source], list[Source]]:
-    """Take ``count`` videos out of the sources, in proportion to their sizes; every item of a video goes along."""
-    if not count:
-        return sources, []
-    videos = sum(len(set(source.paths)) for source in sources)
-    if count >= videos:
-        raise ConfigError(f"holdout {count} leaves nothing to train on: the sources have {videos} videos")
-    train, held = [], []
-    names = sorted({(number, path) for number, source in enumerate(sources) for path in source.paths})
-    taken = {names[i] for i in stream(0, HOLDOUT).permutation(len(names))[:count]}  # not the run's seed: a fixed set
-    for number, source in enumerate(sources):
-        out = np.array([(number, path) in taken for path in source.paths])
-        if out.all():
-            raise ConfigError(f"holdout {count} leaves nothing of {source.config.path}: lower it or set validation")
-        train.append(source.subset(np.flatnonzero(~out)))
-        if out.any():
-            kept = source.subset(np.flatnonzero(out))
-            held.append(replace(kept, options=options, slots=None))
-    return train, held
 
 
 class _Steps(Sampler[int]):
@@ -142,7 +53,6 @@ class _TrainBatches(Dataset[tuple[Batch | None, list[Failure]]]):
         self.sources, self.mixture, self.clip, self.masks = sources, mixture, clip, list(masks)
         self.batch_size, self.rows = batch_size, rows
         self.offsets = np.cumsum([0, *(len(source) for source in sources)])
-        self.bad: dict[tuple[int, int], Failure] = {}  # this worker's memory of files not to try again
 
     def __getitem__(self, step: int) -> tuple[Batch | None, list[Failure]]:
         first = step * self.batch_size
@@ -173,19 +83,20 @@ class _TrainBatches(Dataset[tuple[Batch | None, list[Failure]]]):
     def _load(
         self, source: int, item: int, positions: list[int], attempt: int, failures: list[Failure]
     ) -> list[RawClip] | None:
-        """The clips of these samples from one item, or None if it cannot be used."""
-        known = self.bad.get((source, item))
-        if known is None:
-            parts, seed = self.mixture.clips_per_video, self.mixture.seed
-            # a stream for every attempt: what a failed attempt consumed must not matter
-            requests = [ClipRequest(stream(seed, SAMPLE, p, attempt), (p % parts, parts)) for p in positions]
-            try:
-                return self.sources[source].load_clips(item, self.clip, requests)
-            except (VideoError, ShortVideoError) as error:
-                path = self.sources[source].paths[item]
-                known = self.bad[source, item] = Failure(path, str(error), isinstance(error, ShortVideoError))
-        failures += [known] * len(positions)
-        return None
+        """The clips of these samples from one item, or None if it cannot be used.
+
+        A file that failed is tried again the next time: half of it may be readable, and a worker that remembered
+        would make batches depend on what it had read before.
+        """
+        parts, seed = self.mixture.clips_per_video, self.mixture.seed
+        # a stream for every attempt: what a failed attempt consumed must not matter
+        requests = [ClipRequest(stream(seed, SAMPLE, p, attempt), (p % parts, parts)) for p in positions]
+        try:
+            return self.sources[source].load_clips(item, self.clip, requests)
+        except (VideoError, ShortVideoError) as error:
+            failure = Failure(self.sources[source].paths[item], str(error), isinstance(error, ShortVideoError))
+            failures += [failure] * len(positions)
+            return None
 
     def _replace(self, position: int, failures: list[Failure]) -> tuple[RawClip, int] | None:
         """Another clip for this sample, the same one whenever it is asked for, and its index."""
@@ -235,6 +146,7 @@ class TrainLoader:
         batches = DataLoader(
             self.dataset, batch_size=None, sampler=_Steps(start_step), num_workers=workers,
             prefetch_factor=self.data.prefetch if workers else None, pin_memory=self.pin_memory,
+            worker_init_fn=leave_signals_to_parent,
         )  # fmt: skip
         for step, (batch, failures) in enumerate(batches, start_step):
             self._note(failures)
@@ -256,13 +168,13 @@ class TrainLoader:
                 self.failed[failure.path] = failure.reason
                 log.warning("skipped, cannot be decoded: %s", failure.reason)
         if len(self.failed) > self.data.max_failed * self._num_files:
-            path, reason = next(iter(self.failed.items()))
             raise VideoError(
                 f"{len(self.failed)} of {self._num_files} files cannot be decoded, more than the share "
-                f"{self.data.max_failed} that data.max_failed allows; the first is {path}: {reason}. Mend or remove "
-                "the files, or raise data.max_failed"
+                f"{self.data.max_failed} that data.max_failed allows; the first: {next(iter(self.failed.values()))}. "
+                "Mend or remove the files, or raise data.max_failed"
             )
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of what is trained on: the names, labels and weights of all items, not where the folder lies."""
         digest = hashlib.sha256()
@@ -276,7 +188,7 @@ class TrainLoader:
     def state_dict(self) -> dict[str, Any]:
         """The sampler's position; plain data for a checkpoint."""
         return {
-            "seed": self.seed, "step": self.next_step, "batch_size": self.batch_size, "fingerprint": self.fingerprint()
+            "seed": self.seed, "step": self.next_step, "batch_size": self.batch_size, "fingerprint": self.fingerprint
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> int:

@@ -34,7 +34,8 @@ class Mixture:
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, clips_per_video: int = 1) -> None:
-        assert len(sizes) == len(weights) and min(sizes) > 0
+        assert len(sizes) == len(weights)
+        assert min(sizes) > 0
         self.sizes, self.seed, self.clips_per_video = list(sizes), seed, clips_per_video
         self.shares = np.asarray(weights, dtype=np.float64) / sum(weights)
         exact = self.shares * _BLOCK

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bisect
+from collections.abc import Iterator
+from typing import cast
 
 import av
 import numpy as np
@@ -26,7 +28,7 @@ class PyavReader(VideoReader):
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path} cannot be opened as a video (PyAV): {one_line(error)}") from None
         try:
-            stream = self._container.streams.best("video")
+            stream = cast("av.VideoStream | None", self._container.streams.best("video"))
             if stream is None:
                 raise VideoError(f"{path} holds no video stream")
             self._stream = stream
@@ -43,17 +45,22 @@ class PyavReader(VideoReader):
         """Display times of all frames and of the key frames, read from the packets without decoding."""
         times: list[int | None] = []
         keys: list[int] = []
+        discarded = 0
         for packet in self._container.demux(self._stream):
+            discarded += packet.is_discard
             if packet.size == 0 or packet.is_discard or packet.is_corrupt:
                 continue
             times.append(packet.pts)
             if packet.is_keyframe and packet.pts is not None:
                 keys.append(packet.pts)
         known = sorted({t for t in times if t is not None})
-        self._exact = len(known) == len(times)  # every packet has a time of its own
+        # every packet has a time of its own; AVI stores none, and FFmpeg's guesses go astray with B-frames
+        self._exact = len(known) == len(times) and "avi" not in self._container.format.name
         self._times, self._keys, self.num_frames = known, sorted(keys), len(times)
         if not self.num_frames:
             raise VideoError(f"{self.path} holds no video frames")
+        if self.num_frames < 0.9 * (self._stream.frames - discarded):  # else an edit list or a rounded header
+            raise VideoError(f"{self.path} is cut off: {self.num_frames} of {self._stream.frames} frames are there")
         rate = self._stream.average_rate or self._stream.guessed_rate
         if not rate and self._exact and self.num_frames > 1 and self._stream.time_base:
             rate = (self.num_frames - 1) / ((known[-1] - known[0]) * self._stream.time_base)
@@ -62,7 +69,7 @@ class PyavReader(VideoReader):
     def _probe(self, short_side: int | None) -> None:
         """Size of the pictures after rotation, from the first frame that decodes."""
         self._container.seek(0, stream=self._stream, any_frame=False)
-        first = next(iter(self._container.decode(self._stream)), None)
+        first = next(self._container.decode(self._stream), None)
         if first is None:
             raise VideoError(f"{self.path} holds no frame that can be decoded")
         self._turns = (round(getattr(first, "rotation", 0) / 90)) % 4
@@ -72,7 +79,7 @@ class PyavReader(VideoReader):
     def _picture(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         height, width = (self.width, self.height) if self._turns % 2 else (self.height, self.width)
         picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-        return np.rot90(picture, self._turns) if self._turns else picture
+        return cast("NDArray[np.uint8]", np.rot90(picture, self._turns) if self._turns else picture)
 
     def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         try:
@@ -85,13 +92,13 @@ class PyavReader(VideoReader):
     def _read_by_time(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         out = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
         targets = [self._times[i] for i in indices]
-        done, position = 0, None  # position: time of the last decoded frame
-        frames = iter(())
+        done, position, sought = 0, None, None  # position: time of the last decoded frame
+        frames: Iterator[av.VideoFrame] = iter(())
         while done < len(targets):
             key = self._keys[max(0, bisect.bisect_right(self._keys, targets[done]) - 1)]
-            if position is None or key > position:  # nothing to gain from decoding through a whole group of pictures
+            if (position is None or key > position) and key != sought:  # seek only over whole groups of pictures
                 self._container.seek(min(key, targets[done]), stream=self._stream, backward=True)
-                frames = self._container.decode(self._stream)
+                frames, sought = self._container.decode(self._stream), key
             frame = next(frames, None)
             if frame is None:
                 break

@@ -58,7 +58,8 @@ def frame_indices(
     may reach beyond it, but not beyond the file.
 
     A clip longer than what it may use follows ``short_video``: ``hold`` repeats the last frame, ``loop`` starts again
-    from the first, ``skip`` raises ``ShortVideoError`` (with ``name``). ``end_s`` counts the clip's nominal length in either case.
+    from the first, ``skip`` raises ``ShortVideoError`` (with ``name``). ``end_s`` counts the clip's nominal length in
+    either case.
     """
     rate = file_fps or clip.fps or 1.0
     spacing = frame_spacing(file_fps, clip)

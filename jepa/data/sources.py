@@ -138,16 +138,18 @@ class Source:
         return open_video(path, self.options.backend, self.options.short_side)
 
     def _cut(
-        self, item: int, video: VideoReader | NDArray[np.uint8], fps: float | None, clip: ClipConfig, request: ClipRequest
-    ) -> RawClip:
+        self, item: int, video: VideoReader | NDArray[np.uint8], fps: float | None, clip: ClipConfig,
+        request: ClipRequest,
+    ) -> RawClip:  # fmt: skip
         span = None if self.spans is None else (float(self.spans[item, 0]), float(self.spans[item, 1]))
+        num_frames = len(video) if isinstance(video, np.ndarray) else video.num_frames
         choice = frame_indices(
-            len(video) if isinstance(video, np.ndarray) else video.num_frames, fps, clip, request.rng, request.segment,
-            span, self.config.span == "centred", self.options.short_video, self.paths[item],
+            num_frames, fps, clip, request.rng, request.segment, span_s=span, centred=self.config.span == "centred",
+            short_video=self.options.short_video, name=self.paths[item],
         )  # fmt: skip
         if isinstance(video, np.ndarray):
             frames = video[choice.indices]
-            frames = resize_frames(frames, *scaled_size(*frames.shape[1:3], self.options.short_side))
+            frames = resize_frames(frames, *scaled_size(frames.shape[1], frames.shape[2], self.options.short_side))
         else:
             frames = video.read(choice.indices)
         return RawClip(frames, choice.start_s, choice.end_s, int(self.labels[item]))
@@ -165,7 +167,7 @@ def open_source(config: SourceConfig, options: ReadOptions | None = None, class_
     if path.is_dir() and (path / MANIFEST).is_file():
         path = path / MANIFEST
     if path.is_dir():
-        paths, names = _list_folder(path)
+        paths, names = list_folder(path)
         labels, classes = _label_ids(names, class_names, path)
         return Source(config=config, options=options, paths=paths, labels=labels, class_names=classes)
     if path.suffix.lower() in (".npy", ".npz"):
@@ -175,19 +177,21 @@ def open_source(config: SourceConfig, options: ReadOptions | None = None, class_
     raise ConfigError(f"data source {path} is neither a folder nor a .csv, .npy or .npz file")
 
 
-def _list_folder(folder: Path) -> tuple[list[str], list[str]]:
-    """Every video and image below ``folder``, sorted, and the top subfolder that each lies in ('' for none)."""
+def list_folder(
+    folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+) -> tuple[list[str], list[str]]:
+    """Every file below ``folder`` with one of the ``suffixes``, sorted, and the top subfolder of each ('' for none)."""
     paths, names = [], []
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and not file.startswith("."):
+            if os.path.splitext(file)[1].lower() in suffixes and not file.startswith("."):
                 paths.append(os.path.join(root, file))
                 parts = Path(root).relative_to(folder).parts
                 names.append(parts[0] if parts else "")
     if not paths:
-        known = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))
-        raise ConfigError(f"data source {folder} holds no video or image file (looked for {known})")
+        looked = ", ".join(sorted(suffixes))
+        raise ConfigError(f"data source {folder} holds no video or image file (looked for {looked})")
     return paths, names
 
 

@@ -90,21 +90,23 @@ def random_boxes(size: Tensor, seed: Tensor, augment: AugmentConfig, crop_size: 
     left = torch.minimum((draws[3] * (full_w - width + 1)).floor(), full_w - width)
     crop = torch.full_like(size[:, 0], crop_size)
     zero = torch.zeros_like(crop)
-    box = [value.to(torch.int64) for value in (top, left, height, width)]
-    return Boxes(*box, crop, crop, zero, zero, draws[4] < augment.flip)
+    top, left, height, width = (value.to(torch.int64) for value in (top, left, height, width))
+    return Boxes(top, left, height, width, crop, crop, zero, zero, draws[4] < augment.flip)
 
 
 def centre_boxes(size: Tensor, short_side: int, crop_size: int) -> Boxes:
     """The shorter side brought to ``short_side``, then the middle square of ``crop_size``."""
     height, width = size.unbind(1)
     short = torch.minimum(height, width)
-    scaled = [torch.round(side * short_side / short).to(torch.int64) for side in (height, width)]
+    scaled_h, scaled_w = (torch.round(side * short_side / short).to(torch.int64) for side in (height, width))
+    row, column = (scaled_h - crop_size) // 2, (scaled_w - crop_size) // 2
     zero = torch.zeros_like(height)
-    row, column = ((side - crop_size) // 2 for side in scaled)
-    return Boxes(zero, zero, height, width, *scaled, row, column, zero.bool())
+    return Boxes(zero, zero, height, width, scaled_h, scaled_w, row, column, zero.bool())
 
 
-def _weights(low: Tensor, length: Tensor, scaled: Tensor, first: Tensor, flip: Tensor | None, crop: int, full: int) -> Tensor:
+def _weights(
+    low: Tensor, length: Tensor, scaled: Tensor, first: Tensor, flip: Tensor | None, crop: int, full: int
+) -> Tensor:
     """Antialiased bilinear weights ``[B, crop, full]`` of the input pixels for every output pixel of one axis."""
     place = torch.arange(crop, device=low.device, dtype=torch.float32).expand(len(low), crop)
     if flip is not None:
@@ -132,7 +134,7 @@ def resample_uint8(clip: Tensor, boxes: Boxes, crop: int) -> Tensor:
     """CPU: uint8 ``[B, C, T, H, W]`` (channels last in memory is fast) to float32 ``[B, C, T, crop, crop]``."""
     batch, channels, frames = clip.shape[:3]
     out = torch.empty(batch, channels, frames, crop, crop)
-    for pixels, target, values in zip(clip.unbind(0), out.unbind(0), zip(*(b.tolist() for b in boxes))):
+    for pixels, target, values in zip(clip.unbind(0), out.unbind(0), zip(*(values.tolist() for values in boxes))):
         top, left, height, width, scaled_height, scaled_width, row, column, flip = values
         box = pixels[:, :, top : top + height, left : left + width].transpose(0, 1)  # [T, C, h, w]
         if (height, width) != (scaled_height, scaled_width):

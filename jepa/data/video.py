@@ -14,6 +14,7 @@ import functools
 import importlib
 import logging
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ class VideoReader(ABC):
         if wanted.ndim != 1 or wanted.size == 0:
             raise ValueError(f"indices must be a non-empty list of frame numbers, not shape {wanted.shape}")
         if wanted.min() < 0 or wanted.max() >= self.num_frames:
-            raise IndexError(f"{self.path} has frames 0 to {self.num_frames - 1}, asked for {wanted.min()}..{wanted.max()}")
+            raise IndexError(f"{self.path} has {self.num_frames} frames, asked for {wanted.min()}..{wanted.max()}")
         distinct, back = np.unique(wanted, return_inverse=True)  # every frame decoded once, in file order
         frames = self._read_sorted(distinct)
         if frames.shape[0] != distinct.size:
@@ -99,7 +100,7 @@ def available_backends() -> tuple[str, ...]:
     for name in _ORDER:
         try:
             importlib.import_module(_MODULES[name])
-        except (ImportError, OSError, RuntimeError):  # torchcodec raises RuntimeError when FFmpeg's libraries are missing
+        except (ImportError, OSError, RuntimeError):  # RuntimeError: torchcodec, when FFmpeg's libraries are missing
             continue
         found.append(name)
     return tuple(found)
@@ -128,12 +129,15 @@ def open_video(path: str | Path, backend: Backend = "auto", short_side: int | No
     """Open ``path`` for reading; frames come with their shorter side at most ``short_side`` pixels.
 
     ``auto`` takes the first library that is installed (decord, torchcodec, PyAV) and, for a file that this one cannot
-    open (decord knows neither GIF nor AV1), the next. Raises ``VideoError`` naming the file.
+    open (decord knows neither GIF nor AV1), the next; AVI files, which carry no frame times, go to decord last, because
+    its seeks in them are not exact. Raises ``VideoError`` naming the file.
     """
     path = os.fspath(path)
     _check_file(path)
     first = choose_backend(backend)
     names = available_backends() if backend == "auto" else (first,)
+    if path.lower().endswith(".avi"):
+        names = tuple(sorted(names, key=lambda name: name == "decord"))
     _name_once(first)
     errors: list[str] = []
     for name in names:
@@ -176,4 +180,5 @@ def _check_file(path: str) -> None:
 def one_line(error: Any) -> str:
     """The readable part of a library's exception: decord adds a stack trace, FFmpeg an errno."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text.rpartition("Check failed: ")[2].strip()[:200]
+    text = re.sub(r"^\[Errno -?\d+\] ", "", text.rpartition("Check failed: ")[2])
+    return re.sub(r": '[^']*'$", "", text).strip()[:200]

@@ -18,8 +18,8 @@ from jepa.masks.base import Bools, MaskFamily, Seeds, ids_of, pick, uniforms
 from jepa.masks.multiblock import block_sizes, check_range, cover
 from jepa.types import Mask, TokenGrid
 
-_CANDIDATES = 4
-_PILOT_DRAWS = 2048
+_CANDIDATES = 2  # more would favour targets that lie apart, as those leave a context near the wanted size
+_PILOT_DRAWS = 1024
 _PILOT_SIZES = 64
 _ROUNDS = 64
 _TARGET_SIZE, _CONTEXT_SIZE, _PLACE, _NOISE = 0, 2, 8, 4  # streams of random numbers; _PLACE + round
@@ -76,7 +76,7 @@ class IJepa(MaskFamily):
         found_context = np.zeros((len(seeds), cells), dtype=bool)
         for number in range(_ROUNDS):
             targets, context = _candidates(self.config, self.lattice, seeds, size, _CANDIDATES, number)
-            free = ~targets.any(axis=2)
+            free: Bools = ~np.any(targets, axis=2)
             best = (np.abs(context.sum(axis=2) - count) + cells * (free.sum(axis=2) < count)).argmin(axis=1)
             missing = found_free.sum(axis=1) < count  # rows that no earlier round could fill
             chosen = row[missing], best[missing]

@@ -12,7 +12,7 @@ from typing import Literal, overload
 from torch import Tensor, nn
 
 from jepa.config import suggest
-from jepa.models.layers import Block, check_width, init_weights, run_block
+from jepa.models.layers import Block, Init, check_width, init_weights, run_block
 from jepa.models.positions import SinCos
 from jepa.models.rope import rope_table
 from jepa.models.sizes import SIZES, Size
@@ -40,6 +40,7 @@ class EncoderConfig:
     in_channels: int = 3
     position: Position = "rope"
     activation_checkpointing: bool = False
+    init: Init = "trunc_normal"
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
@@ -56,9 +57,8 @@ class EncoderConfig:
     @property
     def shape(self) -> Size:
         """The size table's row with the overrides laid over it."""
-        row = SIZES[self.size]
-        own = (self.embed_dim, self.depth, self.num_heads, self.mlp_ratio)
-        return Size(*(mine if mine is not None else theirs for mine, theirs in zip(own, row, strict=True)))
+        own = {name: getattr(self, name) for name in Size._fields}
+        return SIZES[self.size]._replace(**{name: value for name, value in own.items() if value is not None})
 
 
 class Encoder(nn.Module):
@@ -80,10 +80,10 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
         self.grid = self.grid_of((config.in_channels, clip.num_frames, clip.crop_size, clip.crop_size))
         self.positions = SinCos(self.grid, self.embed_dim) if config.position == "sincos" else None
-        init_weights(self, self.blocks)
+        init_weights(self, self.blocks, config.init)
 
     def grid_of(self, clip_shape: Sequence[int]) -> TokenGrid:
-        """Token grid of a clip of shape ``[..., C, T, H, W]``. Raises ``ValueError`` when the patches do not divide it."""
+        """Token grid of a clip of shape ``[..., C, T, H, W]``. Raises ``ValueError`` if patches do not divide it."""
         return self.patch_embed.grid_of(clip_shape)
 
     @overload
@@ -102,6 +102,8 @@ class Encoder(nn.Module):
         ``layers``: return, in this order, the outputs of these blocks (negative numbers count from the last), each
         after the final norm; blocks above the highest one are not run.
         """
+        if layers is not None and not layers:
+            raise ValueError("layers is empty; leave it out for the last block's output, or name at least one block")
         grid = self.grid_of(clip.shape)
         x = self.patch_embed(clip, context_ids)
         rope = None
@@ -122,5 +124,5 @@ class Encoder(nn.Module):
 
     def _layer_number(self, layer: int) -> int:
         if not -self.depth <= layer < self.depth:
-            raise ValueError(f"layers names block {layer}, but the encoder has blocks 0 to {self.depth - 1} (or negative)")
+            raise ValueError(f"layers names block {layer}, but the encoder has blocks 0 to {self.depth - 1}")
         return layer % self.depth

@@ -1,9 +1,9 @@
 """Matrix products and attention that stay fast in bf16 on a CPU without bf16 instructions.
 
-There PyTorch's bf16 matrix products run on plain loops, 8 to 60 times slower than its fp32 ones (measured by
-``benchmarks/encode.py``). So on such a CPU the operands are rounded to bf16, as everywhere, but multiplied by the fp32
-kernels, which is what bf16 hardware does too: bf16 in, fp32 accumulation, bf16 out. Everywhere else these functions
-are PyTorch's own.
+There PyTorch's bf16 matrix products run on plain loops, many times slower than its fp32 ones (``benchmarks/encode.py``
+prints both; the products of a backward pass suffer most). So on such a CPU the operands are rounded to bf16, as
+everywhere, but multiplied by the fp32 kernels, which is what bf16 hardware does too: bf16 in, fp32 accumulation, bf16
+out. Everywhere else these functions are PyTorch's own.
 
 Shape legend: B batch, N tokens, Nq queries, H heads, E head width.
 """
@@ -29,12 +29,13 @@ def _rounded(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).float()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``: ``[..., in]`` to ``[..., out]``."""
     if not emulates_bf16(x):
         return F.linear(x, weight, bias)
     with torch.autocast("cpu", enabled=False):
-        return F.linear(_rounded(x), _rounded(weight), bias.float()).to(torch.bfloat16)
+        bias = None if bias is None else bias.float()
+        return F.linear(_rounded(x), _rounded(weight), bias).to(torch.bfloat16)
 
 
 class Linear(nn.Linear):

@@ -19,21 +19,21 @@ def sincos_1d(position: Tensor, dim: int) -> Tensor:
     Source: Attention is all you need (arXiv 1706.03762), section 3.5, sines first.
     """
     half = dim // 2
-    omega = 10000.0 ** (-torch.arange(half, device=position.device, dtype=torch.float64) / half)
+    omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     angle = position.double()[..., None] * omega
     return torch.cat((angle.sin(), angle.cos()), dim=-1).float()
 
 
-def sincos_positions(grid: TokenGrid, native: TokenGrid, dim: int, device: torch.device) -> Tensor:
-    """Positions of every token of ``grid``, float32 ``[grid.size, dim]``.
+def sincos_positions(grid: TokenGrid, native: TokenGrid, dim: int) -> Tensor:
+    """Positions of every token of ``grid``, float32 ``[grid.size, dim]``, on the CPU (float64 inside, which MPS lacks).
 
     A clip: ``[t | h | w]``, each of 2*ceil(dim/6) values, cut to ``dim`` (V-JEPA's uniform power, arXiv 2404.08471).
-    An image model (``native.t`` 1): ``[w | h]``, half the width each (I-JEPA, arXiv 2301.08243). Where ``grid`` is not the
-    grid that the model was built for (``native``), its cells are spread over the same extent, as the published models
-    do when they interpolate their tables.
+    An image model (``native.t`` 1): ``[w | h]``, half the width each (I-JEPA, arXiv 2301.08243). Where ``grid`` is not
+    the grid that the model was built for (``native``), its cells are spread over the same extent, as the published
+    models do when they interpolate their tables.
     """
-    coordinates = grid.coordinates(grid.ids(device)).double()
-    scale = torch.tensor([n / g for n, g in zip(native, grid, strict=True)], device=device, dtype=torch.float64)
+    coordinates = grid.coordinates(grid.ids()).double()
+    scale = torch.tensor([n / g for n, g in zip(native, grid, strict=True)], dtype=torch.float64)
     t, h, w = ((coordinates + 0.5) * scale - 0.5).unbind(-1)
     if native.t == 1:
         parts = [sincos_1d(w, dim // 2), sincos_1d(h, dim // 2)]
@@ -50,10 +50,10 @@ class SinCos(nn.Module):
     def __init__(self, native: TokenGrid, dim: int) -> None:
         super().__init__()
         self.native, self.dim = native, dim
-        self.register_buffer("table", sincos_positions(native, native, dim, torch.device("cpu")), persistent=False)
+        self.register_buffer("table", sincos_positions(native, native, dim), persistent=False)
 
     def forward(self, grid: TokenGrid) -> Tensor:
         """Positions of every token of ``grid``, float32 ``[grid.size, dim]``."""
         if grid == self.native:
             return self.table
-        return sincos_positions(grid, self.native, self.dim, self.table.device)
+        return sincos_positions(grid, self.native, self.dim).to(self.table.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.encoder import Position
-from jepa.models.layers import Block, check_width, init_weights, run_block
+from jepa.models.layers import Block, Init, check_width, init_weights, run_block
 from jepa.models.linear import Linear
 from jepa.models.positions import SinCos
 from jepa.models.rope import rope_table
@@ -27,6 +27,7 @@ class PredictorConfig:
     num_heads: int = 12
     mlp_ratio: float = 4.0
     activation_checkpointing: bool = False
+    init: Init = "trunc_normal"
 
     def __post_init__(self) -> None:
         check_width(self.embed_dim, self.depth, self.num_heads, self.mlp_ratio, "", "predictor")
@@ -62,7 +63,7 @@ class Predictor(nn.Module):
         self.positions = SinCos(grid, dim) if position == "sincos" else None
         self.predictor_norm = nn.LayerNorm(dim, eps=1e-6)
         self.predictor_proj = Linear(dim, encoder_dim)
-        init_weights(self, self.predictor_blocks)
+        init_weights(self, self.predictor_blocks, config.init)
         for token in self.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02)
 

@@ -41,8 +41,8 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
 def rotate_qkv(qkv: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split ``qkv`` ``[B, N, 3, H, E]`` into q, k, v ``[B, N, H, E]`` with q and k turned by ``table``.
 
-    On a CPU in eager mode one float32 complex product turns q and k together in a single pass over memory, 12 times faster
-    than the spelled-out formula; there q, k and v come back in float32. Elsewhere (and under ``torch.compile``, which fuses it) the formula is used.
+    On a CPU in eager mode one float32 complex product turns q and k together in a single pass over memory, and the
+    result is float32. Elsewhere, and under ``torch.compile``, which fuses it, the spelled-out formula is used.
     """
     if torch.compiler.is_compiling() or qkv.device.type != "cpu":
         q, k, v = qkv.unbind(2)

@@ -34,7 +34,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv3d(in_channels, embed_dim, kernel_size=kernel, stride=kernel)
 
     def grid_of(self, shape: Sequence[int]) -> TokenGrid:
-        """Token grid of a clip of shape ``[..., C, T, H, W]``. Raises ``ValueError`` naming the side that does not fit."""
+        """Token grid of a clip of shape ``[..., C, T, H, W]``. Raises ``ValueError`` naming the side that is wrong."""
         channels, frames, height, width = shape[-4:]
         p, pt = self.patch_size, self.tubelet_size
         if channels != self.in_channels:
@@ -42,7 +42,8 @@ class PatchEmbed(nn.Module):
         for name, side in (("height", height), ("width", width)):
             if side % p or side == 0:
                 raise ValueError(
-                    f"clip {name} (crop_size) {side} is not divisible by patch_size {p}; use {nearest_multiples(side, p)}"
+                    f"clip {name} (crop_size) {side} is not divisible by patch_size {p}; "
+                    f"use {nearest_multiples(side, p)}"
                 )
         if frames != 1 and (frames % pt or frames == 0):
             raise ValueError(

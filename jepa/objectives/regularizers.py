@@ -41,14 +41,15 @@ class VarianceCovarianceConfig:
 class SigRegConfig:
     """Sketched isotropic Gaussian regularization of LeJEPA (arXiv 2511.08544, section 4).
 
-    ``num_slices``: random directions per step. ``num_knots``: points at which characteristic functions are compared.
-    ``tokens``, ``pooled`` and ``max_tokens`` as in ``VarianceCovarianceConfig``. Our statistic is a mean over
-    samples; the paper's is that times the number of samples, so ``weight`` here is the paper's times that number.
+    ``num_slices``: random directions, new ones every step, so that few are enough. ``num_knots``: points at which
+    characteristic functions are compared. ``tokens``, ``pooled`` and ``max_tokens`` as in
+    ``VarianceCovarianceConfig``. Our statistic is a mean over samples; the paper's is that times the number of
+    samples, so ``weight`` here is the paper's times that number.
     """
 
     kind: Literal["sigreg"] = "sigreg"
     weight: float = 1.0
-    num_slices: int = 256
+    num_slices: int = 64
     num_knots: int = 17
     tokens: float = 1.0
     pooled: float = 0.0
@@ -86,7 +87,7 @@ def covariance_term(features: Tensor) -> Tensor:
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / features.shape[1]
 
 
-def sigreg_term(features: Tensor, num_slices: int = 256, num_knots: int = 17) -> Tensor:
+def sigreg_term(features: Tensor, num_slices: int = 64, num_knots: int = 17) -> Tensor:
     """Distance of ``features`` ``[n, D]`` from an isotropic standard normal; a scalar, near 0 when they match.
 
     Epps-Pulley statistic of random one-dimensional projections: the squared difference between the empirical

@@ -112,6 +112,13 @@ def test_cache_returns_the_same_and_notices_other_weights_and_data(
     assert torch.equal(repaired.vectors, first.vectors)
 
 
+def test_cache_stays_below_its_limit(encoder: Encoder, data: Path, tmp_path: Path) -> None:
+    trained, source = EncoderRepresentation("trained", encoder, RUN), open_split(data, "test")
+    options = FeatureOptions(cache_dir=tmp_path / "features", cache_gb=50e-6)  # vectors 4 kB, tokens 123 kB
+    compute_features([trained], source, CLIP, RUN, options)
+    assert sorted(p.name.split(".")[1] for p in (tmp_path / "features").iterdir()) == ["items", "vectors"]
+
+
 def test_segments_average_vectors_and_join_tokens(encoder: Encoder, tmp_path: Path) -> None:
     np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (3, 8, 16, 16, 3), dtype=np.uint8))
     source = open_source(SourceConfig(path=str(tmp_path / "long.npy")), eval_options(CLIP))
@@ -176,7 +183,7 @@ def test_several_labels_of_one_manifest_share_features(run_dir: Path, data: Path
     source = SourceConfig(path=str(tmp_path / "list.csv"))
     config = EvalConfig(
         run=str(run_dir), train=source, test=source, labels=("colour", "parity"), probes=(ProbeConfig(steps=40),),
-        baselines=("random",), cache=False, device="cpu",
+        baselines=("random",), cache_gb=0, device="cpu",
     )  # fmt: skip
     rows = {(row["label"], row["encoder"]): row for row in evaluate(config, tmp_path / "out")["rows"]}
     assert rows["colour", "trained"]["num_train"] == 24

@@ -47,7 +47,8 @@ def pure_geometry(config: MultiBlockConfig, grid: TokenGrid, draws: int) -> Tens
         long = min(max(round(rng.uniform(*config.duration) * grid.t), 1), grid.t)
         union = np.zeros(grid, dtype=bool)
         for _ in range(config.num_blocks):
-            start, top, left = rng.randint(0, grid.t - long), rng.randint(0, grid.h - tall), rng.randint(0, grid.w - wide)
+            free = (grid.t - long, grid.h - tall, grid.w - wide)
+            start, top, left = (rng.randint(0, last) for last in free)
             union[start : start + long, top : top + tall, left : left + wide] = True
         covered += union
     return torch.from_numpy(covered / draws).float()
@@ -56,7 +57,7 @@ def pure_geometry(config: MultiBlockConfig, grid: TokenGrid, draws: int) -> Tens
 @pytest.mark.parametrize("grid", [TokenGrid(4, 8, 8), TokenGrid(3, 12, 9), TokenGrid(2, 14, 14)], ids=str)
 @pytest.mark.parametrize("config", [SHORT, LONG], ids=["short", "long"])
 def test_rates_by_time_and_row_are_those_of_the_geometry(config: MultiBlockConfig, grid: TokenGrid) -> None:
-    target, context, _ = rates(config, grid, draws=250)
+    target, context, _ = rates(config, grid, draws=200)
     truth = pure_geometry(config, grid, draws=4000)
     assert torch.equal(target + context, torch.ones(grid))  # every token is one or the other
     torch.testing.assert_close(target.mean((1, 2)), target.mean().expand(grid.t), rtol=1e-5, atol=0)
@@ -85,7 +86,7 @@ def test_reference_mode_starves_the_last_tubelets_and_rows(config: MultiBlockCon
     assert discarded > 0.08
     mask = family(reference, grid).draw(np.random.default_rng(0), 8)
     again = family(reference, grid).draw(np.random.default_rng(0), 8, rows=slice(2, 5))
-    check(mask, grid, complete=False)
+    check_mask(mask, grid, complete=False)
     assert torch.equal(again.context_ids, mask.context_ids[2:5])
     assert torch.equal(again.target_ids, mask.target_ids[2:5])
 
@@ -97,7 +98,7 @@ def test_little_is_discarded_on_the_default_recipe(config: MultiBlockConfig, gri
     assert np.mean([masks.draw(rng, 24).discarded for _ in range(60)]) < 0.04
 
 
-def check(mask: Mask, grid: TokenGrid, complete: bool = True) -> None:
+def check_mask(mask: Mask, grid: TokenGrid, complete: bool = True) -> None:
     both = torch.cat((mask.context_ids, mask.target_ids.flatten(1)), dim=1)
     assert both.dtype == torch.int64
     assert both.min() >= 0
@@ -119,7 +120,7 @@ def test_ids_are_distinct_disjoint_and_complete(grid: TokenGrid, levels: int) ->
             num_blocks=config.num_blocks, scale=config.scale, duration=config.duration, levels=levels
         )
         for _ in range(4):
-            check(family(config, grid).draw(rng, 6), grid)
+            check_mask(family(config, grid).draw(rng, 6), grid)
 
 
 def test_targets_are_whole_columns_when_blocks_last_for_the_whole_clip() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -46,7 +47,7 @@ def test_sigreg_equals_a_loop_over_slices_and_knots() -> None:
             real = sum(math.cos(t * y) for y in projected) / 30 - math.exp(-t * t / 2)
             imaginary = sum(math.sin(t * y) for y in projected) / 30
             heights.append((real**2 + imaginary**2) * math.exp(-t * t / 2))
-        total += sum((a + b) / 2 * 5.0 / 8 for a, b in zip(heights, heights[1:], strict=False)) * 2
+        total += sum((a + b) / 2 * 5.0 / 8 for a, b in itertools.pairwise(heights)) * 2
     assert value == pytest.approx(total / 3, rel=1e-4)
 
 

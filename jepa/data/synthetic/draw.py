@@ -34,18 +34,15 @@ class Appearance:
 def draw_appearance(rng: np.random.Generator, side: int) -> Appearance:
     """Random looks for a picture of ``side`` pixels.
 
-    Backgrounds are smooth and of low contrast, the body stands out from them in brightness: static background is the
-    first thing that a JEPA learns, and it must not drown what moves.
+    Backgrounds are smooth and of low contrast, and the body is brighter than they are: static background is the first
+    thing that a JEPA learns, and it must not drown what moves.
     """
-    bright_body = rng.random() < 0.5
-    grey = rng.uniform(0.15, 0.35) if bright_body else rng.uniform(0.6, 0.8)
-    base = grey + rng.uniform(-0.08, 0.08, 3)
+    base = rng.uniform(0.12, 0.36) + rng.uniform(-0.08, 0.08, 3)
     background = base + 0.08 * _smooth_noise(rng, side, int(rng.integers(2, 6)))
-    low, high = (0.75, 1.0) if bright_body else (0.0, 0.25)
-    light, dark = rng.uniform(low, high, 3), rng.uniform(low, high, 3)
+    light, dark = rng.uniform(0.85, 1.0, 3), rng.uniform(0.65, 0.9, 3)
     angle, waves = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 3.0)
     stripe = waves * np.array([np.cos(angle), np.sin(angle)])
-    return Appearance(background, light, dark, stripe, rng.uniform(-0.12, 0.12), rng.uniform(0.3, 0.6, 3))
+    return Appearance(background, light, dark, stripe, rng.uniform(-0.12, 0.12), rng.uniform(0.2, 0.5, 3))
 
 
 def render(trajectory: Trajectory, glyph: Frames, looks: Appearance) -> Frames:

@@ -1,0 +1,44 @@
+"""``jepa data prepare SRC DST`` and ``jepa data demo DST``"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    prepare = actions.add_parser("prepare", help="re-encode a folder of videos for fast random access")
+    prepare.add_argument("src", help="folder of videos; subfolders are kept")
+    prepare.add_argument("dst", help="folder to write; a second run continues where the first one stopped")
+    prepare.add_argument("--short-side", type=int, default=256, help="pixels of the shorter side (default: 256)")
+    prepare.add_argument("--fps", type=float, help="frames per second (default: as they are)")
+    prepare.add_argument("--gop", type=int, default=8, help="frames from one key frame to the next (default: 8)")
+    prepare.add_argument("--workers", type=int, help="processes (default: one per core)")
+    demo = actions.add_parser("demo", help="render the built-in world to mp4 files with a manifest")
+    demo.add_argument("dst", help="folder to write")
+    demo.add_argument("--train", type=int, help="number of training clips")
+    demo.add_argument("--test", type=int, help="number of test clips")
+    demo.add_argument("--side", type=int, help="pixels of each side")
+    demo.add_argument("--seed", type=int, help="of everything that is drawn")
+    demo.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.action == "prepare":
+        from jepa.data.prepare import prepare
+        from jepa.data.video import VideoError
+
+        settings = {"short_side": args.short_side, "fps": args.fps, "gop": args.gop, "workers": args.workers}
+        result = prepare(args.src, args.dst, **settings)
+        print(f"{result.manifest}: {result.written} videos written, {result.kept} were there already")
+        if result.failed:
+            names = ", ".join([failure.path for failure in result.failed[:5]] + ["..."] * (len(result.failed) > 5))
+            raise VideoError(f"{len(result.failed)} files cannot be decoded and were left out: {names}")
+        return
+    from evals.sklearn_bridge import digit_images
+    from jepa.data.synthetic.dataset import Glyphs, WorldConfig, write_world
+
+    chosen = {name: getattr(args, name) for name in ("train", "test", "side", "seed")}
+    config = WorldConfig(**{name: value for name, value in chosen.items() if value is not None})
+    path = write_world(args.dst, Glyphs(*digit_images()), config, args.workers)
+    print(f"{path}: {config.train} training and {config.test} test clips; labels in train.csv and test.csv")

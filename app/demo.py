@@ -1,0 +1,149 @@
+"""``jepa demo``: render videos, pretrain on them, probe what was learned, draw it. One folder, one report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from jepa.train import TrainConfig
+
+T = TypeVar("T")
+
+LABELS = ("object", "motion")
+PROBES = ("linear", "attentive")
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+SHORT = {"train_clips": 800, "test_clips": 240, "steps": 160, "probes": ("linear",)}  # what CI can afford
+SHORT_MARGIN = 0.15  # by how much the short run's linear motion probe must beat the random encoder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="runs/demo", help="folder for videos, run and report (default: runs/demo)")
+    parser.add_argument("--config", default=str(CONFIG), help="training config (default: configs/demo.yaml)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training and the probes (default: 0)")
+    parser.add_argument("--train-clips", type=int, default=2400)
+    parser.add_argument("--test-clips", type=int, default=600)
+    parser.add_argument("--steps", type=int, help="training steps (default: the config's)")
+    parser.add_argument(
+        "--short", action="store_true", help="a run of about a minute that fails unless the encoder learned"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the training config")
+
+
+class Stages:
+    """Runs the stages one by one, says which one is running, and keeps their seconds."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names, self.seconds = names, dict[str, float]()
+
+    def run(self, name: str, work: Callable[[], T]) -> T:
+        print(f"[{self.names.index(name) + 1}/{len(self.names)}] {name}", flush=True)
+        began = time.perf_counter()
+        result = work()
+        self.seconds[name] = round(time.perf_counter() - began, 1)
+        return result
+
+
+def run(args: argparse.Namespace) -> None:
+    out = Path(args.out if not args.short or args.out != "runs/demo" else "runs/demo-short")
+    if args.short:
+        args.train_clips, args.test_clips = SHORT["train_clips"], SHORT["test_clips"]
+        args.steps = args.steps or SHORT["steps"]
+    stages = Stages(("render", "pretrain", "probe", "report"))
+    world = stages.run("render", lambda: render_world(out / f"world-{args.train_clips}", args))
+    config = training_config(args, out, world)
+    stages.run("pretrain", lambda: pretrain(config))
+    results = stages.run("probe", lambda: probe(config, world, SHORT["probes"] if args.short else PROBES, args.seed))
+    summary = summarise(config, results, stages.seconds)
+    report = stages.run("report", lambda: draw(results, out, stages.seconds, args.short))
+    summary["seconds"] = {**stages.seconds, "total": round(sum(stages.seconds.values()), 1)}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(f"\n{results['table']}\n\nsummary: {out / 'summary.json'}\nreport:  {report}  (open it in a browser)")
+    if args.short:
+        check_learned(summary)
+
+
+def render_world(folder: Path, args: argparse.Namespace) -> Path:
+    """The built-in videos, rendered unless they are there already."""
+    from evals.sklearn_bridge import digit_images
+    from jepa.data.synthetic.dataset import Glyphs, WorldConfig, write_world
+
+    return write_world(folder, Glyphs(*digit_images()), WorldConfig(train=args.train_clips, test=args.test_clips))
+
+
+def training_config(args: argparse.Namespace, out: Path, world: Path) -> TrainConfig:
+    """The demo's config with this run's folders, seed and length."""
+    from jepa.config import apply_overrides, from_dict, load_yaml
+    from jepa.train import TrainConfig
+
+    own = [f"run_dir={out}", f"seed={args.seed}", f"data.sources.0.path={world / 'train.csv'}"]
+    if args.steps is not None:
+        own.append(f"train.steps={args.steps}")
+    return from_dict(TrainConfig, apply_overrides(load_yaml(args.config), [*own, *args.overrides]))
+
+
+def pretrain(config: TrainConfig) -> None:
+    """Train, unless the run has reached its last step already."""
+    from jepa.train import fit
+
+    fit(config)
+
+
+def probe(config: TrainConfig, world: Path, probes: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Linear and attentive probes of the trained encoder, a random one and raw pixels, on clips never trained on."""
+    from evals.main import evaluate
+    from evals.probes import ProbeConfig
+    from evals.settings import EvalConfig
+    from jepa.data.sources import SourceConfig
+
+    return evaluate(
+        EvalConfig(
+            run=config.run_dir,
+            train=SourceConfig(path=str(world / "train.csv")),
+            test=SourceConfig(path=str(world / "test.csv")),
+            labels=LABELS,
+            probes=tuple(ProbeConfig(kind=kind, seed=seed) for kind in probes),  # type: ignore[arg-type]
+            random_seed=seed + 1,
+            batch_size=32,
+        )
+    )
+
+
+def summarise(config: TrainConfig, results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+    """The numbers of the run: ``summary[probe][label][encoder]`` accuracies, speed, steps and effective rank."""
+    from jepa.logging import read_metrics
+
+    summary: dict[str, Any] = {}
+    for row in results["rows"]:
+        cell = summary.setdefault(row["probe"], {}).setdefault(row["label"], {"chance": round(row["chance"], 4)})
+        cell[row["encoder"]] = round(row["accuracy"], 4)
+    records = read_metrics(config.run_dir)
+    speeds = sorted(r["time/clips_per_s"] for r in records if "time/clips_per_s" in r)
+    ranks = [r["monitor/rankme"] for r in records if "monitor/rankme" in r]
+    summary["clips_per_s"] = round(speeds[len(speeds) // 2], 1) if speeds else None
+    summary["steps"] = results["step"]
+    summary["rankme"] = round(ranks[-1], 1) if ranks else None
+    summary["seconds"] = dict(seconds)
+    return summary
+
+
+def draw(results: dict[str, Any], out: Path, seconds: dict[str, float], short: bool) -> Path:
+    """The report: one self-contained HTML file."""
+    from evals.report import ReportConfig, write_report
+
+    command = "jepa demo --short" if short else "make demo"
+    return write_report(ReportConfig(results=results, out=out / "report.html", seconds=seconds, command=command))
+
+
+def check_learned(summary: dict[str, Any]) -> None:
+    """Raise ``ValueError`` unless the short run's linear motion probe clearly beats the random encoder's."""
+    cell = summary["linear"]["motion"]
+    if cell["trained"] < cell["random"] + SHORT_MARGIN:
+        raise ValueError(
+            f"the short demo did not learn: linear motion probe {cell['trained']:.3f} trained, {cell['random']:.3f} "
+            f"random; at least {SHORT_MARGIN} more was expected"
+        )

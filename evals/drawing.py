@@ -1,0 +1,148 @@
+"""Pictures for reports, as data URIs: curves (SVG), stills (PNG), clips (animated GIF). Frames are uint8 RGB."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from jepa.monitor import pca_colours
+from jepa.types import ClipConfig, Mask, TokenGrid
+
+Frames = NDArray[np.uint8]
+INK = "#7d838d"  # readable on a white and on a black page
+COLOURS = ("#3f7fe0", "#e07f2e", "#2f9e6e", "#a066d3", "#c9527a", "#7d838d")
+
+
+class Panel(NamedTuple):
+    """One diagram: ``title`` and its series, as (name in the log, name shown)."""
+
+    title: str
+    series: tuple[tuple[str, str], ...]
+    log_scale: bool = False
+
+
+def curves(records: Sequence[Mapping[str, Any]], panels: Sequence[Panel], columns: int = 3) -> str:
+    """Diagrams over the training step from the lines of metrics.jsonl, as one SVG data URI with no background.
+
+    Series that the log does not have are left out, and so are panels without any series; '' when none is left.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    known = {name for record in records for name in record}
+    panels = [p for p in panels if any(name in known for name, _ in p.series)]
+    if not panels:
+        return ""
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.9 * columns, 2.65 * rows), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0.0)
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        for (name, shown), colour in zip(panel.series, COLOURS):
+            points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
+            if points:
+                few = {"marker": "o", "markersize": 2.5} if len(points) < 30 else {}
+                axes.plot(*zip(*points), color=colour, linewidth=1.6, label=shown, **few)
+        _style(axes, panel)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True)
+    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+
+
+def _style(axes: Any, panel: Panel) -> None:
+    axes.set_title(panel.title, color=INK, fontsize=10, loc="left", fontweight="bold")
+    axes.patch.set_alpha(0.0)
+    axes.grid(color=INK, alpha=0.2, linewidth=0.6)
+    axes.tick_params(colors=INK, labelsize=8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(INK)
+    if panel.log_scale:
+        axes.set_yscale("log")
+    axes.margins(x=0.02)
+    if len(axes.lines) > 1:
+        axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+
+
+def png(picture: Frames) -> str:
+    """``[H, W, 3]`` or, with transparency, ``[H, W, 4]`` to a PNG data URI."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def gif(frames: Frames, fps: float) -> str:
+    """``[T, H, W, 3]`` to an endless GIF data URI; one palette for all frames, so that nothing flickers."""
+    whole = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
+    palette = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    data = io.BytesIO()
+    pictures[0].save(
+        data, format="GIF", save_all=True, append_images=pictures[1:], loop=0, duration=max(20, round(1000 / fps))
+    )
+    return "data:image/gif;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def to_frames(clip: Tensor, config: ClipConfig) -> Frames:
+    """Normalised clips ``[B, C, T, H, W]`` back to uint8 ``[B, T, H, W, 3]``."""
+    colours = clip[:, :3].float().cpu().movedim(1, -1) * torch.tensor(config.std) + torch.tensor(config.mean)
+    return (colours.clamp(0, 1) * 255).round().byte().numpy()
+
+
+def enlarge(frames: Frames, least: int) -> Frames:
+    """Frames ``[..., H, W, 3]`` repeated by a whole number until the shorter side has ``least`` pixels."""
+    scale = max(1, -(-least // min(frames.shape[-3:-1])))
+    return frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
+
+
+def feature_frames(tokens: Tensor, grid: TokenGrid, num_frames: int, size: int) -> Frames:
+    """Patch features ``[B, N, D]`` as colours: their first three principal components over all clips together.
+
+    uint8 ``[B, T, S, S, 3]``: one flat cell per patch, every tubelet held for its frames; S is the multiple of the
+    grid's side next above ``size``.
+    """
+    cells = (pca_colours(tokens.float().cpu()) * 255).round().byte().view(len(tokens), *grid, 3).numpy()
+    time = np.arange(num_frames) * grid.t // num_frames
+    return enlarge(cells[:, time], size)
+
+
+def side_by_side(parts: Sequence[Frames], gap: int = 6) -> Frames:
+    """Clips ``[T, H, W, 3]`` in a row, brought to one height, with a grey gap (which suits a light and a dark page)."""
+    height = max(part.shape[1] for part in parts)
+    grey = np.full((len(parts[0]), height, gap, 3), 128, dtype=np.uint8)
+    row: list[Frames] = []
+    for part in parts:
+        lines = np.arange(height) * part.shape[1] // height
+        columns = np.arange(round(part.shape[2] * height / part.shape[1])) * part.shape[1] // height
+        row += [part[:, lines][:, :, columns], grey]
+    return np.concatenate(row[:-1], axis=2)
+
+
+def mask_picture(frames: Frames, mask: Mask, grid: TokenGrid, least: int = 96, gap: int = 4) -> Frames:
+    """What one mask leaves of one clip, over time: RGBA ``[H, W, 4]``, tubelets from left to right.
+
+    ``frames`` ``[T, H, W, 3]``; ``mask`` of batch size 1. Context stays as it is, targets (of any block) are tinted
+    and darkened, tokens that are neither fade to grey.
+    """
+    kind = np.zeros(grid.size, dtype=np.int64)  # 0 neither, 1 context, 2 target
+    kind[mask.context_ids[0].cpu().numpy()] = 1
+    kind[mask.target_ids[0].flatten().cpu().numpy()] = 2
+    shown = enlarge(frames[:: max(1, len(frames) // grid.t)][: grid.t], least)
+    size = shown.shape[1:3]
+    rows, columns = (np.arange(length) * cells // length for length, cells in zip(size, grid[1:]))
+    kinds = kind.reshape(grid)[:, rows][:, :, columns][..., None]
+    tinted = shown * 0.18 + np.array([63, 127, 224]) * 0.30
+    faded = shown * 0.25 + 96
+    drawn = np.select([kinds == 1, kinds == 2], [shown, tinted], faded).astype(np.uint8)
+    opaque = np.concatenate((drawn, np.full((*drawn.shape[:3], 1), 255, dtype=np.uint8)), axis=-1)
+    padded = np.pad(opaque, ((0, 0), (0, 0), (0, gap), (0, 0)))
+    return np.concatenate(list(padded), axis=1)[:, :-gap]

@@ -1,0 +1,61 @@
+"""Labelled clips of an eval: which sources, and several labels of one manifest at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals.settings import EvalConfig
+from jepa.checkpoint import load_checkpoint
+from jepa.config import ConfigError, from_dict
+from jepa.data.loader import eval_options
+from jepa.data.sources import Source, SourceConfig, open_source
+from jepa.types import ClipConfig
+
+
+class Labelled(NamedTuple):
+    """A source's clips, opened once, with every label that is probed: ids ``[N]`` (-1: none) and class names."""
+
+    source: Source
+    labels: dict[str, Tensor]
+    class_names: dict[str, tuple[str, ...]]
+
+
+def choose_sources(config: EvalConfig) -> tuple[SourceConfig, SourceConfig]:
+    """The sources asked for, or the ones that the run was trained and validated with."""
+    if config.train is not None and config.test is not None:
+        return config.train, config.test
+    data = load_checkpoint(config.run)["config"].get("data", {})
+    chosen = []
+    for name, given, key in (("--train", config.train, "sources"), ("--test", config.test, "validation")):
+        listed = data.get(key) or []
+        if given is None and len(listed) != 1:
+            raise ConfigError(f"give {name} PATH: the run was made with {len(listed)} data.{key}, not with one")
+        chosen.append(given if given is not None else from_dict(SourceConfig, listed[0], f"data.{key}.0"))
+    return chosen[0], chosen[1]
+
+
+def open_labelled(
+    config: SourceConfig, columns: tuple[str, ...], clip: ClipConfig, known: dict[str, tuple[str, ...]] | None = None
+) -> Labelled:
+    """Open a source once per label column; the clips are the same, so features are shared.
+
+    ``known``: class names of the training source, which fix the ids. Raises ``ConfigError`` when a label is missing.
+    """
+    options = eval_options(clip)
+    labels: dict[str, Tensor] = {}
+    names: dict[str, tuple[str, ...]] = {}
+    source: Source | None = None
+    for column in columns or (config.label_column or "label",):
+        chosen = replace(config, label_column=column) if columns else config
+        found = open_source(chosen, options, (known or {}).get(column, ()))
+        if (found.labels < 0).all():
+            raise ConfigError(f"{config.path} has no labels for {column!r}: a probe needs them")
+        labels[column], names[column] = torch.from_numpy(np.asarray(found.labels)), found.class_names
+        source = source or found
+    assert source is not None
+    return Labelled(source, labels, names)

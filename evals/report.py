@@ -1,0 +1,101 @@
+"""The report of a run: one HTML file with every picture inside, which says what was measured and how.
+
+Everything comes from the run directory (metrics.jsonl, the newest checkpoint) and from the results of
+``evals.main.evaluate``; no sentence is fixed that the numbers could contradict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evals import page, sections
+from evals.harness import FeatureOptions, build_representations, compute_features, feature_cache
+from evals.labelled import open_labelled
+from evals.neighbours import agreement_table, find_neighbours, gallery
+from evals.settings import EvalConfig
+from jepa.checkpoint import find_checkpoint, load_checkpoint, load_encoder
+from jepa.config import ConfigError, from_dict
+from jepa.data.sources import SourceConfig
+from jepa.data.transforms import ClipTransform
+from jepa.distributed import Run, choose_device, choose_precision
+from jepa.logging import read_metrics
+from jepa.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """``results``: what ``evaluate`` returned (or its results.json). ``out``: the file to write.
+
+    ``seconds``: timings of further stages, by name. ``command``: what a reader types to get the same. ``facts``: more
+    for the head of the page (name: value as text). ``clips`` test clips are drawn as feature maps and ``queries`` as
+    nearest neighbours, at random with ``seed``: nothing is chosen by hand.
+    """
+
+    results: dict[str, Any]
+    out: Path
+    title: str = "What a tiny V-JEPA learned"
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    command: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    clips: int = 4
+    queries: int = 6
+    seed: int = 0
+
+
+def write_report(config: ReportConfig) -> Path:
+    """Draw the report and write it; returns its path. Raises ``ConfigError`` when it cannot be written."""
+    results = config.results
+    asked = from_dict(EvalConfig, results["config"])
+    checkpoint = load_checkpoint(asked.run)
+    encoder = load_encoder(asked.run, asked.weights)  # type: ignore[arg-type]
+    place = choose_device(asked.device)
+    run = Run(place, choose_precision(asked.precision, place))
+    clip = encoder.clip
+    train = open_labelled(from_dict(SourceConfig, results["train"]), asked.labels, clip)
+    test = open_labelled(from_dict(SourceConfig, results["test"]), asked.labels, clip, train.class_names)
+    encoders = [r for r in build_representations(asked, encoder, run) if r.name != "pixels"]
+    cache = feature_cache(asked.run) if asked.cache_gb else None
+    options = FeatureOptions(batch_size=asked.batch_size, segments=asked.segments, tokens=False, cache_dir=cache)
+    features = [compute_features(encoders, side.source, clip, run, options) for side in (train, test)]
+    neighbours = find_neighbours(*features)
+    order = torch.randperm(len(neighbours.test_items), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    shown = [test.source.load_clip(int(neighbours.test_items[i]), clip).frames for i in order[: config.clips]]
+    ready = [ClipTransform(clip)(Batch(clip=torch.from_numpy(f).permute(3, 0, 1, 2)[None])).clip for f in shown]
+    clips = torch.cat(ready).to(run.device)
+    folder = find_checkpoint(asked.run).parent
+    records = read_metrics(folder.parent if folder.name == "checkpoints" else folder)
+    queries = order[: config.queries]
+    body = [
+        f"<h1>{page.escape(config.title)}</h1>",
+        page.text(sections.headline(results)),
+        page.facts({**sections.head_facts(results, checkpoint, records), **config.facts}),
+        sections.probe_section(results),
+        sections.curve_section(records, checkpoint["config"]),
+        sections.mask_section(checkpoint["config"], encoder, clips, config.seed),
+        sections.map_section(encoders, clips, clip),
+        page.section(
+            "Nearest neighbours",
+            page.text(
+                f"{len(queries)} test clips drawn at random, and for each the five training clips whose features "
+                "are most alike (cosine of mean-pooled, standardised features). A green frame marks the query's "
+                f"own {next(iter(train.labels))}; the table counts over all {len(order)} test clips. No label was "
+                "used."
+            ),
+            page.card(
+                gallery(neighbours, [r.name for r in encoders], queries, train, test, clip, sections.frame_rate(clip))
+            ),
+            page.card(agreement_table(neighbours, train, test)),
+        ),
+        sections.recipe_section(checkpoint, {**config.seconds}, results, config.command),
+    ]
+    try:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(page.page(config.title, body), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"the report cannot be written to {config.out}: {error.strerror or error}") from None
+    return config.out

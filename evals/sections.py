@@ -1,0 +1,234 @@
+"""The parts of a run's report: each turns numbers or clips into a piece of HTML that says what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from evals import drawing, page
+from evals.drawing import Panel
+from evals.harness import Representation
+from jepa.config import from_dict
+from jepa.logging import duration
+from jepa.masks import MaskConfig, build_masks
+from jepa.models.encoder import Encoder
+from jepa.types import ClipConfig
+
+_TERMS = ("prediction", "variance", "covariance", "sigreg")
+PANELS = (
+    Panel("Error on held-out clips", (
+        ("monitor/error", "predictor"), ("monitor/error_mean_target", "always the mean target"),
+        ("monitor/error_context_mean", "mean of the context"),
+    )),
+    Panel("Effective rank of tokens (RankMe)", (
+        ("monitor/rankme", "target encoder"), ("monitor/online_rankme", "context encoder"),
+    )),
+    Panel("Standard deviation of features", (
+        ("monitor/feature_std", "tokens"), ("monitor/pooled_std", "clips (pooled)"),
+        ("monitor/online_feature_std", "tokens, context encoder"),
+    )),
+    Panel("Mean cosine between clips", (("monitor/cosine", "target encoder"),)),
+    Panel("Nearest-neighbour accuracy, held-out clips", (("monitor/knn", "kNN"), ("monitor/knn_chance", "chance"))),
+)  # fmt: skip
+
+
+def frame_rate(clip: ClipConfig) -> float:
+    """Frames per second at which a clip is shown: its own, where it has one, else 8."""
+    if clip.duration_s is not None:
+        return clip.num_frames / clip.duration_s
+    return clip.fps or 8.0
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """The outcome in one sentence per label, from the first probe of the results."""
+    rows = [row for row in results["rows"] if row["probe"] == results["rows"][0]["probe"]]
+    sentences = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        by_name = {row["encoder"]: row for row in rows if row["label"] == label}
+        others = [f"{100 * r['accuracy']:.1f} % {_FROM[name]}" for name, r in by_name.items() if name != "trained"]
+        chance = f"{100 * by_name['trained']['chance']:.1f} % by chance"
+        sentences.append(
+            f"A {rows[0]['probe']} probe reads {label} from the frozen trained encoder with "
+            f"{100 * by_name['trained']['accuracy']:.1f} % accuracy ({', '.join([*others, chance])})."
+        )
+    return " ".join(sentences) + " Pretraining saw the videos, but no labels."
+
+
+_FROM = {"random": "from the same network with random weights", "pixels": "from raw pixels"}
+
+
+def head_facts(
+    results: Mapping[str, Any], checkpoint: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
+    """Size and cost of the run, for the head of the page."""
+    rates = [r["time/clips_per_s"] for r in records if isinstance(r.get("time/clips_per_s"), float)]
+    ranks = [r["monitor/rankme"] for r in records if isinstance(r.get("monitor/rankme"), float)]
+    batch = checkpoint["config"].get("train", {}).get("batch_size")
+    return {
+        "parameters in the encoder": f"{results['parameters'] / 1e6:.2f} M",
+        "training steps": f"{results['step']:,}" + (f" × {batch} clips" if batch else ""),
+        "clips/s while training": f"{np.median(rates):.0f}" if rates else "",
+        "RankMe, first to last": f"{ranks[0]:.0f} → {ranks[-1]:.0f}" if len(ranks) > 1 else "",
+        "device": str(results["device"]),
+    }
+
+
+def probe_section(results: Mapping[str, Any]) -> str:
+    """Bars and a table: accuracies beside the baselines, with chance."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in results["rows"]:
+        groups.setdefault((row["probe"], row["label"]), []).append(row)
+    bars, lines, best = [], [], []
+    for (probe, label), rows in groups.items():
+        values = [(r["encoder"], r["accuracy"], r["error"]) for r in rows]
+        bars.append(page.bars(f"{label}, {probe} probe", values, rows[0]["chance"]))
+        scores = [f"{100 * r['accuracy']:.1f} ± {100 * r['error']:.1f}" for r in rows]
+        lines.append([
+            probe, label, *scores, f"{100 * rows[0]['chance']:.1f}", rows[0]["num_classes"], rows[0]["num_train"],
+            rows[0]["num_test"],
+        ])  # fmt: skip
+        best.append(2 + max(range(len(rows)), key=lambda i: rows[i]["accuracy"]))
+    names = [row["encoder"] for row in next(iter(groups.values()))]
+    head = ["probe", "label", *names, "chance", "classes", "train clips", "test clips"]
+    explained = page.text(
+        "Accuracy on test clips in per cent, ± one standard error of so many test clips (not the spread over "
+        "seeds: this is one run). The encoder is frozen; only the probe sees labels. `random` is the same "
+        "architecture with fresh weights, `pixels` has no encoder at all; what a probe finds there was not "
+        "learned. Every probe standardises features with training statistics, its head is chosen on "
+        f"{100 * results['config']['probes'][0]['holdout']:.0f} % of the training clips held out, fitted again on "
+        "all of them, and scored on the test clips once. The tick marks chance: always the commonest class."
+    )
+    return page.section(
+        "Probes",
+        explained,
+        page.card(f'<div class="bars">{"".join(bars)}</div>'),
+        page.card(page.table(head, lines, best)),
+    )
+
+
+def curve_section(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
+    """Loss and collapse curves."""
+    lines = [{**record, **loss_terms(record)} for record in records]
+    terms = tuple((name, name) for name in _TERMS if any(name in line for line in lines))
+    loss = Panel("Training loss", (("loss", "loss"), *(terms if len(terms) > 1 else ())), len(terms) > 1)
+    picture = page.image(drawing.curves(lines, (loss, *PANELS)), "loss and collapse curves over the training step")
+    if not picture:
+        return ""
+    return page.section(
+        "Did it learn, or did it collapse?",
+        page.text(
+            "A latent loss can fall because the features die out, so the loss alone says little. The error is "
+            "compared with two predictors that know nothing about where they look; spread, effective rank and the "
+            "cosine between different clips show whether features stay apart. Measured during training on clips "
+            "that are not trained on (horizontally: training steps)."
+        ),
+        page.text(describe_objective(config.get("objective", {}))),
+        page.card(picture),
+    )
+
+
+def loss_terms(record: Mapping[str, Any]) -> dict[str, float]:
+    """The mean of every kind of term over mask families and views (``variance_tokens_0`` is a "variance")."""
+    found: dict[str, float] = {}
+    for kind in _TERMS:
+        values = [v for name, v in record.items() if name.startswith(f"{kind}_") and isinstance(v, float)]
+        if values:
+            found[kind] = float(np.mean(values))
+    return found
+
+
+def describe_objective(objective: Mapping[str, Any]) -> str:
+    """What was minimised, in words; says plainly whether something stands beside the EMA target."""
+    if objective.get("kind") != "masked":
+        return f"Objective: {objective.get('kind', 'unknown')}."
+    start, end = objective.get("momentum", (None, None))
+    loss = {"l1": "L1", "smooth_l1": "smooth L1"}.get(str(objective.get("loss")), str(objective.get("loss")))
+    words = (
+        f"The objective predicts the features of hidden tubelets: {loss} between the predictor's output and the "
+        f"layer-normed output of an EMA target encoder (momentum {start} to {end})."
+    )
+    extra = objective.get("regularizer")
+    if not extra:
+        return words + " Nothing else keeps the features apart: no regulariser is used."
+    name = {
+        "variance_covariance": "a variance-covariance term (VICReg)", "sigreg": "a SIGReg term (LeJEPA)"
+    }.get(extra["kind"], extra["kind"])  # fmt: skip
+    weights = ", ".join(f"{k} {v}" for k, v in extra.items() if k != "kind")
+    return words + f" This recipe adds {name} on the context encoder's output ({weights}); it is not the EMA alone."
+
+
+def mask_section(config: Mapping[str, Any], encoder: Encoder, clips: Tensor, seed: int) -> str:
+    """What the context encoder sees, for every mask family, on the first of the clips."""
+    if not config.get("masks"):
+        return ""
+    families = build_masks(
+        [from_dict(MaskConfig, m, f"masks.{n}") for n, m in enumerate(config["masks"])], encoder.grid
+    )  # type: ignore[arg-type]
+    frames = drawing.to_frames(clips[:1], encoder.clip)[0]
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for number, family in enumerate(families):
+        mask = family.draw(rng, 1)
+        seen, hidden = mask.context_ids.shape[1], mask.target_ids.shape[1] * mask.target_ids.shape[2]
+        settings = ", ".join(f"{k} {v}" for k, v in config["masks"][number].items() if k != "kind" and v is not None)
+        caption = (
+            f"family {number + 1}: {config['masks'][number]['kind']} ({settings}). "
+            f"{seen} of {encoder.grid.size} tubelets are context, {hidden} are to be predicted (blue)"
+        )
+        picture = drawing.mask_picture(frames, mask, encoder.grid)
+        pictures.append(page.image(drawing.png(picture), "masks over frames", caption, pixel=True))
+    return page.section(
+        "What the encoder has to fill in",
+        page.text("One clip over time, a picture per tubelet. The context encoder sees the bright patches only."),
+        page.card(*pictures),
+    )
+
+
+def map_section(encoders: Sequence[Representation], clips: Tensor, config: ClipConfig) -> str:
+    """Principal components of patch features beside the video, as animations."""
+    frames = drawing.to_frames(clips, config)
+    shown = drawing.enlarge(frames, 128)
+    maps = [drawing.feature_frames(r(clips).tokens, r.grid, frames.shape[1], shown.shape[2]) for r in encoders]
+    rows = [drawing.side_by_side([shown[n], *(m[n] for m in maps)]) for n in range(len(clips))]
+    pictures = [
+        page.image(drawing.gif(row, frame_rate(config) / 2), "video and feature maps", pixel=True) for row in rows
+    ]
+    names = ", ".join(r.name for r in encoders)
+    return page.section(
+        "What patches look like to the encoder",
+        page.text(
+            "Test clips drawn at random; from left to right the video and the patch features of these encoders: "
+            f"{names}. Colours are the first three principal components over the clips shown, one flat cell per "
+            "patch: patches of like colour have like features. Half speed."
+        ),
+        page.card(f'<div class="grid">{"".join(pictures)}</div>'),
+    )
+
+
+def recipe_section(
+    checkpoint: Mapping[str, Any], seconds: Mapping[str, float], results: Mapping[str, Any], command: str
+) -> str:
+    """How to get the same: command, times, full configuration."""
+    times = dict(seconds) or dict(results["seconds"])
+    table = page.table(["stage", "time"], [[name, duration(value)] for name, value in times.items()])
+    heads = []
+    for row in results["rows"]:
+        setting = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
+        heads.append([row["probe"], row["label"], row["encoder"], setting, f"{100 * row['held_out']:.1f}"])
+    chosen = page.table(["probe", "label", "encoder", "chosen head", "held-out accuracy"], heads)
+    return page.section(
+        "Recipe and timings",
+        page.card(page.code(command)) if command else "",
+        page.card(table),
+        page.card(
+            page.details(
+                "The run's whole configuration", page.code(yaml.safe_dump(checkpoint["config"], sort_keys=False))
+            ),
+            page.details("Probe heads chosen on held-out training clips", chosen),
+        ),
+        page.text(f"Code version {results['code_version']}, checkpoint {results['checkpoint']}.", soft=True),
+    )
