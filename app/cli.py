@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line. Returns the exit status: 0, 2 for an error of the user's, 130 after a second Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
-    args = build_parser(chosen).parse_args(argv)
+    args = parse(argv, build_parser(chosen))
     if not args.debug:
         warnings.filterwarnings("ignore", module=r"torch\..*")
     _print_log()
@@ -49,10 +49,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"jepa: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a folder that went away: the system's own words, and where
+        if args.debug:
+            raise
+        print(f"jepa: error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jepa: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def parse(argv: list[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse; ``--debug`` may stand anywhere, and so may overrides, which argparse takes in one place only."""
+    args, rest = parser.parse_known_args([word for word in argv if word != "--debug"])
+    args.debug = "--debug" in argv
+    if rest and hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
+        args.overrides = [*args.overrides, *rest]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _print_log() -> None:

@@ -50,8 +50,8 @@ def curves(records: Sequence[Mapping[str, Any]], panels: Sequence[Panel], column
         for (name, shown), colour in zip(panel.series, COLOURS):
             points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
             if points:
-                few = {"marker": "o", "markersize": 2.5} if len(points) < 30 else {}
-                axes.plot(*zip(*points), color=colour, linewidth=1.6, label=shown, **few)
+                marker = "o" if len(points) < 30 else ""
+                axes.plot(*zip(*points), color=colour, linewidth=1.6, label=shown, marker=marker, markersize=2.5)
         _style(axes, panel)
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True)
@@ -140,7 +140,7 @@ def mask_picture(frames: Frames, mask: Mask, grid: TokenGrid, least: int = 96, g
     size = shown.shape[1:3]
     rows, columns = (np.arange(length) * cells // length for length, cells in zip(size, grid[1:]))
     kinds = kind.reshape(grid)[:, rows][:, :, columns][..., None]
-    tinted = shown * 0.18 + np.array([63, 127, 224]) * 0.30
+    tinted = shown * 0.15 + np.array([63, 127, 224]) * 0.45
     faded = shown * 0.25 + 96
     drawn = np.select([kinds == 1, kinds == 2], [shown, tinted], faded).astype(np.uint8)
     opaque = np.concatenate((drawn, np.full((*drawn.shape[:3], 1), 255, dtype=np.uint8)), axis=-1)

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--cache-gb", type=float, default=4.0, help="features kept in the run directory; 0: none")
-    parser.add_argument("--out", metavar="FOLDER", help="where results go (default: RUN/evals/TASK)")
+    parser.add_argument("--out", metavar="FOLDER", help="where results go (default: RUN/evals/TASK-PROBE)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -97,7 +97,8 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any]:
-    """Run an eval and write ``results.json`` and ``results.md`` to ``out`` (default: ``RUN/evals/TASK``).
+    """Run an eval and write ``results.json`` and ``results.md`` to ``out`` (default:
+    ``RUN/evals/TASK-PROBES``).
 
     Returns what the file holds: ``rows`` (dicts of ``evals.settings.Row``), ``table`` (Markdown), ``seconds`` per
     stage, the ``config``, and ``facts`` about encoder, clips and data. Several probes at once share the features.
@@ -121,7 +122,8 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     }
     if out is None:
         place = find_checkpoint(config.run).parent
-        out = (place.parent if place.name == "checkpoints" else place) / "evals" / config.task
+        kinds = "-".join(dict.fromkeys(probe.kind for probe in config.probes))
+        out = (place.parent if place.name == "checkpoints" else place) / "evals" / f"{config.task}-{kinds}"
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)

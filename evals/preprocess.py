@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jepa.distributed import to_float64
 from jepa.types import TokenGrid
 
 
@@ -30,18 +31,18 @@ def standardiser(x: Tensor, rows: Tensor, chunk: int = 256) -> tuple[Tensor, Ten
 
     Dimensions that do not vary get 0, so that noise is never blown up. Summed in float64, chunk by chunk.
     """
-    total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+    total = to_float64(torch.zeros(x.shape[-1], device=x.device))
     square, count = torch.zeros_like(total), 0
-    shift = x[rows[:chunk].to(x.device)].flatten(0, -2).double().mean(dim=0)  # near the mean: no cancellation
+    shift = to_float64(x[rows[:chunk].to(x.device)].flatten(0, -2)).mean(dim=0)  # near the mean: no cancellation
     for part in rows.split(chunk):
-        values = x[part.to(x.device)].flatten(0, -2).double() - shift
+        values = to_float64(x[part.to(x.device)].flatten(0, -2)) - shift
         total += values.sum(dim=0)
         square += values.square().sum(dim=0)
         count += len(values)
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     inverse = torch.where(std > 1e-5 * std.max(), 1 / std, torch.zeros_like(std))
-    return (mean + shift).float(), inverse.float()
+    return (mean + shift).float().to(x.device), inverse.float().to(x.device)
 
 
 def arrange(x: Tensor, attentive: bool, token_pool: tuple[int, int, int], grid: TokenGrid | None) -> Tensor:

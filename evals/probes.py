@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evals import heads, metrics, preprocess, sklearn_bridge
+from jepa.distributed import to_float64
 from jepa.types import TokenGrid
 
 Setting = dict[str, float]
@@ -241,6 +242,6 @@ def _classical(settings: list[Setting], bank: Tensor, labels: Tensor, classes: i
 
 def _score(settings: list[Setting], log_probabilities: Tensor, labels: Tensor) -> list[HeadScore]:
     labels = labels.to(log_probabilities.device)
-    right = (log_probabilities.argmax(dim=-1) == labels).double().mean(dim=1).tolist()
+    right = to_float64(log_probabilities.argmax(dim=-1) == labels).mean(dim=1).tolist()
     loss = [F.nll_loss(row, labels).item() for row in log_probabilities]
     return [HeadScore(s, a, b) for s, a, b in zip(settings, right, loss, strict=True)]

@@ -26,6 +26,8 @@ from jepa.distributed import Run, choose_device, choose_precision
 from jepa.logging import read_metrics
 from jepa.types import Batch
 
+_MAP_CLIPS = 32  # test clips over which the colours of feature maps are computed
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
@@ -62,9 +64,9 @@ def write_report(config: ReportConfig) -> Path:
     cache = feature_cache(asked.run) if asked.cache_gb else None
     options = FeatureOptions(batch_size=asked.batch_size, segments=asked.segments, tokens=False, cache_dir=cache)
     features = [compute_features(encoders, side.source, clip, run, options) for side in (train, test)]
-    neighbours = find_neighbours(*features)
+    neighbours = find_neighbours(features[0], features[1])
     order = torch.randperm(len(neighbours.test_items), generator=torch.Generator().manual_seed(config.seed)).tolist()
-    shown = [test.source.load_clip(int(neighbours.test_items[i]), clip).frames for i in order[: config.clips]]
+    shown = [test.source.load_clip(int(neighbours.test_items[i]), clip).frames for i in order[:_MAP_CLIPS]]
     ready = [ClipTransform(clip)(Batch(clip=torch.from_numpy(f).permute(3, 0, 1, 2)[None])).clip for f in shown]
     clips = torch.cat(ready).to(run.device)
     folder = find_checkpoint(asked.run).parent
@@ -77,7 +79,7 @@ def write_report(config: ReportConfig) -> Path:
         sections.probe_section(results),
         sections.curve_section(records, checkpoint["config"]),
         sections.mask_section(checkpoint["config"], encoder, clips, config.seed),
-        sections.map_section(encoders, clips, clip),
+        sections.map_section(encoders, clips, clip, config.clips),
         page.section(
             "Nearest neighbours",
             page.text(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from torch import Tensor
 
@@ -165,16 +166,17 @@ def mask_section(config: Mapping[str, Any], encoder: Encoder, clips: Tensor, see
     """What the context encoder sees, for every mask family, on the first of the clips."""
     if not config.get("masks"):
         return ""
-    families = build_masks(
-        [from_dict(MaskConfig, m, f"masks.{n}") for n, m in enumerate(config["masks"])], encoder.grid
-    )  # type: ignore[arg-type]
+    kinds: Any = MaskConfig
+    families = build_masks([from_dict(kinds, mask, "masks") for mask in config["masks"]], encoder.grid)
     frames = drawing.to_frames(clips[:1], encoder.clip)[0]
     rng = np.random.default_rng(seed)
     pictures = []
     for number, family in enumerate(families):
         mask = family.draw(rng, 1)
         seen, hidden = mask.context_ids.shape[1], mask.target_ids.shape[1] * mask.target_ids.shape[2]
-        settings = ", ".join(f"{k} {v}" for k, v in config["masks"][number].items() if k != "kind" and v is not None)
+        settings = ", ".join(
+            f"{k} {v}" for k, v in config["masks"][number].items() if k != "kind" and v not in (None, False)
+        )
         caption = (
             f"family {number + 1}: {config['masks'][number]['kind']} ({settings}). "
             f"{seen} of {encoder.grid.size} tubelets are context, {hidden} are to be predicted (blue)"
@@ -188,22 +190,26 @@ def mask_section(config: Mapping[str, Any], encoder: Encoder, clips: Tensor, see
     )
 
 
-def map_section(encoders: Sequence[Representation], clips: Tensor, config: ClipConfig) -> str:
-    """Principal components of patch features beside the video, as animations."""
-    frames = drawing.to_frames(clips, config)
+def map_section(encoders: Sequence[Representation], clips: Tensor, config: ClipConfig, count: int) -> str:
+    """Principal components of patch features beside the video, as animations; ``count`` of the clips are shown."""
+    frames = drawing.to_frames(clips[:count], config)
     shown = drawing.enlarge(frames, 128)
-    maps = [drawing.feature_frames(r(clips).tokens, r.grid, frames.shape[1], shown.shape[2]) for r in encoders]
-    rows = [drawing.side_by_side([shown[n], *(m[n] for m in maps)]) for n in range(len(clips))]
-    pictures = [
-        page.image(drawing.gif(row, frame_rate(config) / 2), "video and feature maps", pixel=True) for row in rows
-    ]
-    names = ", ".join(r.name for r in encoders)
+    maps = []
+    for encoder in encoders:
+        tokens = torch.cat([encoder(part).tokens.cpu() for part in clips.split(8)])
+        tokens = tokens - tokens.mean(dim=0)  # what is usual at this place and time is position, not content
+        maps.append(drawing.feature_frames(tokens, encoder.grid, frames.shape[1], shown.shape[2]))
+    rows = [drawing.side_by_side([shown[n], *(m[n] for m in maps)]) for n in range(len(frames))]
+    rate, names = frame_rate(config) / 2, ["video", *(encoder.name for encoder in encoders)]
+    caption = " · ".join(names)
+    pictures = [page.image(drawing.gif(row, rate), "video and feature maps", caption, pixel=True) for row in rows]
     return page.section(
         "What patches look like to the encoder",
         page.text(
-            "Test clips drawn at random; from left to right the video and the patch features of these encoders: "
-            f"{names}. Colours are the first three principal components over the clips shown, one flat cell per "
-            "patch: patches of like colour have like features. Half speed."
+            f"{len(frames)} test clips drawn at random; from left to right: {', '.join(names)}. Colours are the "
+            f"first three principal components of patch features over {len(clips)} clips, after the mean of every "
+            "place and time is taken off; one flat cell per patch. Patches of like colour have like features. "
+            "Half speed."
         ),
         page.card(f'<div class="grid">{"".join(pictures)}</div>'),
     )

@@ -208,7 +208,7 @@ def open_run_dir(run_dir: str | Path, config: Any, free_keys: Sequence[str]) -> 
     run_dir = Path(run_dir)
     path = run_dir / "config.yaml"
     try:
-        if path.exists():
+        if path.exists() and list_checkpoints(run_dir):  # a start that came to nothing does not claim the directory
             earlier = to_dict(from_dict(type(config), load_yaml(path)))  # fills in keys that are newer than the file
             changed = differences(earlier, to_dict(config))
             fixed = [c for c in changed if not any(c.startswith((f"{k}:", f"{k}.")) for k in free_keys)]

@@ -255,3 +255,8 @@ def _join(run: Run, timeout_s: float) -> None:
         ) from error
     if int(probe.item()) != run.world_size:
         raise DistributedError(f"{run.world_size} processes were announced, {int(probe.item())} answered")
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """``x`` in float64: on its own device, or on the CPU where the device has no float64 (Apple MPS)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()

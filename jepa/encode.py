@@ -105,13 +105,9 @@ def encode(
         raise VideoError(f"no input can be decoded; the first: {feed.failed[0]}")
     start_s, end_s = tubelet_times([c.start_s for c in clips], [c.end_s for c in clips], grid)
     metadata: dict[str, object] = {
-        "clip": to_dict(model.clip),
-        "segments": segments,
-        "layers": None if layers is None else list(layers),
-        "precision": run.precision,
-        "normalised_by_caller": normalised,
-        "failed": feed.failed,
-    }
+        "clip": to_dict(model.clip), "segments": segments, "layers": None if layers is None else list(layers),
+        "precision": run.precision, "normalised_by_caller": normalised, "failed": feed.failed,
+    }  # fmt: skip
     return Features(torch.cat(tokens), grid, start_s, end_s, tuple(c.source for c in clips), metadata)
 
 

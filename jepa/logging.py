@@ -90,6 +90,17 @@ class RunLog:
         for handler in self._handlers:
             logger.addHandler(handler)
 
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        """Turn a full disk into a sentence. Raises ``ValueError`` naming the file."""
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"{self.run_dir / name} cannot be written: {error.strerror or error}; the last checkpoint is intact: "
+                "make room and run the same command again"
+            ) from None
+
     def step(self, step: int) -> None:
         """Move the bar to ``step``."""
         if self._bar is not None:
@@ -100,8 +111,9 @@ class RunLog:
         if not self.is_main:
             return
         record = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
+        with self._writing("metrics.jsonl"):
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
@@ -117,11 +129,12 @@ class RunLog:
         from PIL import Image
 
         folder = self.run_dir / "pictures"
-        folder.mkdir(exist_ok=True)
         for name, picture in pictures.items():
             if self._writer is not None:
                 self._writer.add_image(name, picture, step, dataformats="HWC")
-            Image.fromarray(picture).save(folder / f"{name.replace('/', '_')}.png")
+            with self._writing("pictures"):
+                folder.mkdir(exist_ok=True)
+                Image.fromarray(picture).save(folder / f"{name.replace('/', '_')}.png")
 
     def close(self) -> None:
         """Finish the bar and close every file."""
@@ -130,7 +143,8 @@ class RunLog:
         if self._writer is not None:
             self._writer.close()
         if self.is_main:
-            self._metrics.close()
+            with contextlib.suppress(OSError):  # on a full disk: metrics() has reported it already
+                self._metrics.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.distributed import to_float64
 from jepa.models.encoder import Encoder
 from jepa.objectives.base import Objective
 from jepa.objectives.ema import ema_distance
@@ -106,11 +107,11 @@ def mean_cosine(features: Tensor) -> Tensor:
 def rankme(features: Tensor) -> Tensor:
     """RankMe (arXiv 2210.02885, equation 2): exp of the entropy of the normalised singular values of ``[n, D]``."""
     # eigenvalues of the small Gram matrix: much cheaper than an SVD of many rows; fp64, as squaring halves the digits
-    features = features.double()
+    device, features = features.device, to_float64(features)
     gram = features.T @ features if features.shape[0] > features.shape[1] else features @ features.T
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=1e-12) + 1e-7
-    return torch.exp(-(share * share.log()).sum()).float()
+    return torch.exp(-(share * share.log()).sum()).float().to(device)
 
 
 def knn_probe(features: Tensor, labels: Tensor, neighbours: int) -> dict[str, Tensor]:

@@ -86,16 +86,17 @@ class Batch:
     skipped: int = 0
 
     def to(self, device: torch.device | str) -> Batch:
-        """A copy with every tensor on ``device``."""
+        """A copy on ``device``; the times stay where they are (nothing computes with them, and MPS has no float64)."""
 
-        def move(value: object) -> object:
+        def move(name: str, value: object) -> object:
             if isinstance(value, Tensor):
-                return value.to(device, non_blocking=True)
+                return value if name in ("start_s", "end_s") else value.to(device, non_blocking=True)
             if isinstance(value, list):
                 return [mask.to(device) for mask in value]
             return value
 
-        return Batch(**{f.name: move(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
+        moved = {f.name: move(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return Batch(**moved)  # type: ignore[arg-type]
 
     def chunk(self, parts: int) -> list[Batch]:
         """Split along B into ``parts`` micro-batches of equal size. Raises ``ValueError`` when B is no multiple of it."""

@@ -12,7 +12,7 @@ LAYERS = (
     ("jepa.types", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging"),
     ("jepa.models", "jepa.masks"),
     ("jepa.data", "jepa.objectives", "jepa.planning"),
-    ("jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.train", "jepa.encode"),
+    ("jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.encode"),
     ("evals",),
     ("app",),
 )

@@ -109,3 +109,15 @@ def test_the_references_spelling_works(settings: dict[str, Any], tmp_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, check=False)
     assert done.returncode == 2
     assert done.stderr.strip() == "jepa: error: unknown config key 'train.stepz', did you mean 'steps'?"
+
+
+def test_overrides_and_debug_may_stand_anywhere():
+    from app.cli import build_parser, parse
+
+    words = ["train", "a.yaml", "x=1", "--check", "y=2", "--debug"]
+    args = parse(words, build_parser("train"))
+    assert args.overrides == ["x=1", "y=2"]
+    assert args.check
+    assert args.debug
+    with pytest.raises(SystemExit):
+        parse(["train", "a.yaml", "--check", "nonsense"], build_parser("train"))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from logging import FileHandler
 from pathlib import Path
 
 import numpy as np
@@ -62,12 +61,14 @@ def test_lines_mode_prints_and_writes_log_txt(tmp_path: Path, capsys: pytest.Cap
     log = open_log(tmp_path, progress="lines")
     logger.warning("features collapse")
     log.metrics(5, {"loss": 1.0}, show="loss 1.0000")
+    own = list(log._handlers)
+    assert len(own) == 2
     log.close()
     printed = capsys.readouterr().err
     assert "features collapse" in printed
     assert "step 5/10  loss 1.0000" in printed
     assert "features collapse" in (tmp_path / "log.txt").read_text()
-    assert not any(isinstance(handler, FileHandler) for handler in logger.handlers)
+    assert not any(handler in logger.handlers for handler in own)
 
 
 def test_a_run_dir_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
@@ -95,3 +96,14 @@ def test_timer_and_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     now[0] = 4.0
     assert timer.lap(2, 8) == {"time/step_s": 2.0, "time/clips_per_s": 2.0, "time/data_wait_share": 0.25}
     assert [duration(s) for s in (42.4, 190, 7500)] == ["42s", "3m10s", "2h05m"]
+
+
+def test_a_full_disk_is_reported_in_one_sentence(tmp_path):
+    log = RunLog(tmp_path, total_steps=3, progress="off", tensorboard=False)
+    log._metrics.close()
+    log._metrics = open("/dev/full", "a")  # noqa: SIM115 - every write to it fails with "no space left on device"
+    try:
+        with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be written: No space left.*checkpoint is intact"):
+            log.metrics(1, {"loss": 1.0})
+    finally:
+        log.close()

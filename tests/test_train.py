@@ -25,6 +25,9 @@ from jepa.session import build, train_step
 from jepa.train import TrainConfig, TrainError, fit
 
 ROOT = Path(__file__).parent.parent
+# With so large an epsilon Adam's step is proportional to the gradient; else a rounding error in a gradient near zero
+# would move its weight by the whole learning rate.
+PROPORTIONAL = {"lr": {"start": 0.3, "peak": 0.3}, "eps": 1.0}
 KILLED = """
 import os, signal, sys
 from app.cli import main
@@ -205,7 +208,7 @@ def test_a_full_disk_stops_with_the_last_checkpoint_intact(settings: dict[str, A
 
 
 def test_accumulation_gives_the_same_update(settings: dict[str, Any]) -> None:
-    settings["optim"] = {"lr": {"start": 1.0, "peak": 1.0}, "eps": 1.0}  # else Adam's first step is sign(gradient)
+    settings["optim"] = PROPORTIONAL
     steps = {}
     for parts in (1, 2):
         with Run.start("cpu") as run:
@@ -238,9 +241,9 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
     """The same global batches, the same losses and (up to summation order) the same weights."""
     alone, together = tmp_path / "alone", tmp_path / "together"
     alone.mkdir(), together.mkdir()
-    settings = tiny_settings(alone, steps=4, log_every=1, accumulate=2)
+    settings = {**tiny_settings(alone, steps=4, log_every=1, accumulate=2), "optim": PROPORTIONAL}
     fit(config_of(settings))
-    shared = tiny_settings(together, steps=4, log_every=1, accumulate=2)
+    shared = {**tiny_settings(together, steps=4, log_every=1, accumulate=2), "optim": PROPORTIONAL}
     path = together / "config.json"
     path.write_text(json.dumps(shared))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "app.cli"]
@@ -251,7 +254,7 @@ def test_two_processes_under_torchrun_equal_one(tmp_path: Path) -> None:
     losses = [[r["loss"] for r in read_metrics(f / "run") if "loss" in r] for f in (alone, together)]
     assert len(losses[0]) == 4
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    torch.testing.assert_close(weights(together / "run"), weights(alone / "run"), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(weights(together / "run"), weights(alone / "run"), rtol=1e-4, atol=1e-6)
     assert len(load_checkpoint(together / "run")["rng"]) == 2
 
 

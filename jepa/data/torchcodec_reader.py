@@ -8,6 +8,13 @@ from torchcodec.decoders import VideoDecoder
 
 from jepa.data.video import VideoError, VideoReader, one_line, resize_frames, scaled_size
 
+try:  # the package imports without FFmpeg's shared libraries and fails at the first use: ask now
+    VideoDecoder(b"")
+except RuntimeError as error:
+    raise ImportError(f"torchcodec does not work here: {one_line(error)}") from None
+except ValueError:  # an empty buffer is no video: the libraries are there
+    pass
+
 
 class TorchcodecReader(VideoReader):
     """Frames through torchcodec; it does not scale while decoding, so frames are scaled here."""

@@ -29,7 +29,7 @@ log = logging.getLogger("jepa")
 
 Backend = Literal["auto", "decord", "torchcodec", "pyav"]
 _ORDER: tuple[Literal["decord", "torchcodec", "pyav"], ...] = ("decord", "torchcodec", "pyav")
-_MODULES = {"decord": "decord", "torchcodec": "torchcodec.decoders", "pyav": "av"}
+_MODULES = {name: f"jepa.data.{name}_reader" for name in _ORDER}
 
 
 class VideoError(ValueError):
@@ -100,7 +100,7 @@ def available_backends() -> tuple[str, ...]:
     for name in _ORDER:
         try:
             importlib.import_module(_MODULES[name])
-        except (ImportError, OSError, RuntimeError):  # RuntimeError: torchcodec, when FFmpeg's libraries are missing
+        except (ImportError, OSError, RuntimeError):  # the package, or a library that it loads, is missing
             continue
         found.append(name)
     return tuple(found)
@@ -129,15 +129,15 @@ def open_video(path: str | Path, backend: Backend = "auto", short_side: int | No
     """Open ``path`` for reading; frames come with their shorter side at most ``short_side`` pixels.
 
     ``auto`` takes the first library that is installed (decord, torchcodec, PyAV) and, for a file that this one cannot
-    open (decord knows neither GIF nor AV1), the next; AVI files, which carry no frame times, go to decord last, because
-    its seeks in them are not exact. Raises ``VideoError`` naming the file.
+    open (decord knows neither GIF nor AV1), the next; AVI files, which carry no frame times, go to PyAV first, because
+    the others' seeks in them are not exact. Raises ``VideoError`` naming the file.
     """
     path = os.fspath(path)
     _check_file(path)
     first = choose_backend(backend)
     names = available_backends() if backend == "auto" else (first,)
     if path.lower().endswith(".avi"):
-        names = tuple(sorted(names, key=lambda name: name == "decord"))
+        names = tuple(sorted(names, key=lambda name: name != "pyav"))
     _name_once(first)
     errors: list[str] = []
     for name in names:

@@ -136,14 +136,15 @@ def test_real_files_read_alike_in_every_library_or_fail_cleanly(path):
     if len(shots) > 1 and path.name != "discard_first_keyframe.mp4":  # decord shows frames that its edit list hides
         (count, fps, frames), (other_count, other_fps, other) = list(shots.values())[:2]
         assert count == other_count
-        assert fps == pytest.approx(other_fps, rel=1e-3)
+        assert count == 1 or fps == pytest.approx(other_fps, rel=1e-3)
         assert np.abs(frames.astype(int) - other).mean(axis=(1, 2, 3)).max() < 6
 
 
 @needs_real
 def test_auto_reads_what_decord_cannot_open():
     with open_video(REAL / "torchcodec" / "animated.gif") as reader:
-        assert (reader.backend, reader.read([0, 3]).shape) == ("pyav", (2, 48, 64, 3))
+        assert reader.backend != "decord"
+        assert reader.read([0, 3]).shape == (2, 48, 64, 3)
     with open_video(REAL / "mmaction2" / "test.avi") as reader:  # decord returns a wrong last frame for this one
         last = reader.read([10, reader.num_frames - 1])[1]
     with open_video(REAL / "mmaction2" / "test.avi", "pyav") as reader:

@@ -44,7 +44,7 @@ def test_to_frames_undoes_the_normalisation() -> None:
 def test_feature_frames_give_like_patches_like_colours() -> None:
     grid = TokenGrid(2, 2, 2)
     kinds = torch.tensor([[0, 0, 1, 1, 0, 1, 0, 1]])
-    tokens = torch.nn.functional.one_hot(kinds, 2) @ torch.randn(2, 6)
+    tokens = torch.nn.functional.one_hot(kinds, 2).float() @ torch.randn(2, 6)
     shown = drawing.feature_frames(tokens, grid, num_frames=4, size=8)
     assert shown.shape == (1, 4, 8, 8, 3)
     first, second = shown[0, 0, 0, 0], shown[0, 0, 7, 7]

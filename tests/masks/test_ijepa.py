@@ -34,35 +34,37 @@ def test_blocks_are_rectangles_apart_from_the_context(grid: TokenGrid) -> None:
 def pure_geometry(side: int, draws: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Counts of targets and of context over the rows of a square image: block by block, nothing trimmed."""
     rng = random.Random(3)
-    target, context = torch.zeros(side), torch.zeros(side)
+    target, context = np.zeros(side), np.zeros(side)
     for _ in range(draws):
         area, ratio = rng.uniform(0.15, 0.2) * side * side, rng.uniform(0.75, 1.5)
         tall, wide = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        covered = torch.zeros(side, side)
+        covered = np.zeros((side, side))
         for _ in range(4):
             top, left = rng.randint(0, side - tall), rng.randint(0, side - wide)
             covered[top : top + tall, left : left + wide] += 1
         large = round(math.sqrt(rng.uniform(0.85, 1.0) * side * side))
         top, left = rng.randint(0, side - large), rng.randint(0, side - large)
-        block = torch.zeros(side, side)
+        block = np.zeros((side, side))
         block[top : top + large, left : left + large] = 1
-        target += covered.sum(dim=1)
-        context += (block * (covered == 0)).sum(dim=1)
-    return target, context
+        target += covered.sum(axis=1)
+        context += (block * (covered == 0)).sum(axis=1)
+    return torch.from_numpy(target).float(), torch.from_numpy(context).float()
 
 
 def test_context_and_target_rates_by_row_are_those_of_the_geometry() -> None:
     grid = TokenGrid(1, 14, 14)
     masks, rng = build_masks([IJepaConfig()], grid)[0], np.random.default_rng(0)
     counts = torch.zeros(2, grid.size)
-    for _ in range(120):
+    for _ in range(300):
         mask = masks.draw(rng, 32)
         counts[0] += torch.bincount(mask.target_ids.flatten(), minlength=grid.size)
         counts[1] += torch.bincount(mask.context_ids.flatten(), minlength=grid.size)
-    for count, truth in zip(counts.view(2, 14, 14), pure_geometry(14, 3000), strict=True):
+    for count, truth in zip(counts.view(2, 14, 14), pure_geometry(14, 6000), strict=True):
         rows = count.sum(dim=1)
-        torch.testing.assert_close(rows / rows.sum(), truth / truth.sum(), rtol=0.06, atol=0)
-        torch.testing.assert_close(rows, rows.flip(0), rtol=0.06, atol=0)  # the first and the last row alike
+        torch.testing.assert_close(rows, rows.flip(0), rtol=0.05, atol=0)  # the first and the last row alike
+        folded, expected = rows + rows.flip(0), truth + truth.flip(0)
+        # sampling leaves about 2 % at the edges, measured over repeats; choosing targets by what they leave gave 4-10 %
+        torch.testing.assert_close(folded / folded.sum(), expected / expected.sum(), rtol=0.05, atol=0)
 
 
 def test_rows_are_slices_of_the_global_draw_and_rows_differ() -> None:

@@ -13,6 +13,7 @@ Array = NDArray[np.float64]
 Frames = NDArray[np.uint8]
 
 GLYPH_SIDE = 32  # glyphs are smoothed up to this many pixels before they are placed
+GRAIN = 0.12  # of the range from black to white
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Appearance:
 
     ``background [S, S, 3]``, ``light`` and ``dark`` ``[3]`` the two colours of the body's texture, ``stripe`` the
     texture's wave vector in glyph units, ``tilt`` in radians, ``bar [3]`` the occluder's colour; values in [0, 1].
+    ``grain``: standard deviation of the camera's noise, new in every pixel of every frame, drawn from ``grain_seed``.
     """
 
     background: Array
@@ -29,20 +31,24 @@ class Appearance:
     stripe: Array
     tilt: float
     bar: Array
+    grain: float = 0.0
+    grain_seed: int = 0
 
 
 def draw_appearance(rng: np.random.Generator, side: int) -> Appearance:
     """Random looks for a picture of ``side`` pixels.
 
     Backgrounds are smooth and of low contrast, and the body is brighter than they are: static background is the first
-    thing that a JEPA learns, and it must not drown what moves.
+    thing that a JEPA learns, and it must not drown what moves. Grain is what no predictor can foresee: a latent
+    predictor may drop it, features that are not trained carry it along.
     """
     base = rng.uniform(0.12, 0.36) + rng.uniform(-0.08, 0.08, 3)
     background = base + 0.08 * _smooth_noise(rng, side, int(rng.integers(2, 6)))
     light, dark = rng.uniform(0.85, 1.0, 3), rng.uniform(0.65, 0.9, 3)
     angle, waves = rng.uniform(0, 2 * np.pi), rng.uniform(1.0, 3.0)
     stripe = waves * np.array([np.cos(angle), np.sin(angle)])
-    return Appearance(background, light, dark, stripe, rng.uniform(-0.12, 0.12), rng.uniform(0.2, 0.5, 3))
+    tilt, bar = rng.uniform(-0.12, 0.12), rng.uniform(0.2, 0.5, 3)
+    return Appearance(background, light, dark, stripe, tilt, bar, GRAIN, int(rng.integers(2**32)))
 
 
 def render(trajectory: Trajectory, glyph: Frames, looks: Appearance) -> Frames:
@@ -62,6 +68,9 @@ def render(trajectory: Trajectory, glyph: Frames, looks: Appearance) -> Frames:
     for left, top, right, bottom in trajectory.occluders:
         inside = ((centres >= left) & (centres < right))[None, :] & ((centres >= top) & (centres < bottom))[:, None]
         frames = np.where(inside[None, :, :, None], looks.bar, frames)
+    if looks.grain:
+        noise = np.random.default_rng(looks.grain_seed).standard_normal(frames.shape, dtype=np.float32)
+        frames = frames + looks.grain * noise
     return (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 

@@ -1,6 +1,7 @@
 """Drawing and the rendered data set: the body is where the simulator says, looks do not tell the label."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,18 @@ def test_occluder_hides_the_body_and_nothing_else():
     assert np.array_equal(hidden[:, :, ~inside], clear[:, :, ~inside])
 
 
+def test_grain_is_new_in_every_frame_and_has_the_stated_strength():
+    looks = replace(plain_looks(), grain=0.1, grain_seed=3)
+    blank = np.zeros((8, 8), np.uint8)
+    path = Trajectory(np.full((2, 2), 0.5), np.zeros((2, 2)), 0.2, 0, 1.0, np.zeros((0, 4)), ())
+    clean, noisy = (render(path, blank, look).astype(float) / 255 for look in (plain_looks(), looks))
+    noise = noisy - clean
+    inner = noise[:, 8:-8]
+    assert np.isclose(inner.std(), 0.1, atol=0.02)  # a little less than 0.1: black cuts it off
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.05
+    assert np.array_equal(render(path, blank, looks), render(path, blank, looks))
+
+
 def test_enlarge_keeps_a_ramp():
     ramp = np.tile(np.arange(8.0), (8, 1))
     assert np.allclose(enlarge(ramp, 16)[:, 2:-2], np.tile((np.arange(16) + 0.5) / 2 - 0.5, (16, 1))[:, 2:-2])
@@ -71,7 +84,7 @@ def test_object_cannot_be_read_from_one_pixel_column():
     chosen = rng.integers(len(images), size=700)
     columns = []
     for number in chosen:
-        path = still(rng.uniform(0.25, 0.75, 2), radius=rng.uniform(0.17, 0.22))
+        path = still(rng.uniform(0.25, 0.75, 2), radius=rng.uniform(0.23, 0.28))
         columns.append(render(path, images[number], draw_appearance(rng, 32))[0, :, 16].reshape(-1))
     x = np.stack(columns).astype(np.float32)
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
@@ -91,7 +104,7 @@ def test_write_world_makes_readable_videos_and_goes_on(tmp_path):
     with open_video(tmp_path / rows[3]["path"]) as reader:
         decoded = reader.read(range(reader.num_frames))
     assert decoded.shape == frames.shape
-    assert np.abs(decoded.astype(float) - frames).mean() < 8  # lossy, but the same pictures
+    assert np.abs(decoded.astype(float) - frames).mean() < 25  # lossy, but the same pictures
     (tmp_path / "train.csv").unlink()
     (tmp_path / rows[1]["path"]).unlink()
     write_world(tmp_path, glyphs, config, workers=1)
