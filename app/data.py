@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare = actions.add_parser("prepare", help="re-encode a folder of videos for fast random access")
     prepare.add_argument("src", help="folder of videos; subfolders are kept")
     prepare.add_argument("dst", help="folder to write; a second run continues where the first one stopped")
-    prepare.add_argument("--short-side", type=int, default=256, help="pixels of the shorter side (default: 256)")
+    prepare.add_argument("--short-side", type=int, default=128, help="pixels of the shorter side (default: 128)")
     prepare.add_argument("--fps", type=float, help="frames per second (default: as they are)")
     prepare.add_argument("--gop", type=int, default=8, help="frames from one key frame to the next (default: 8)")
     prepare.add_argument("--workers", type=int, help="processes (default: one per core)")

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> None:
         args.train_clips, args.test_clips = SHORT["train_clips"], SHORT["test_clips"]
         args.steps = args.steps or SHORT["steps"]
     stages = Stages(("render", "pretrain", "probe", "report"))
-    world = stages.run("render", lambda: render_world(out / ("world" if args.train_clips == TRAIN_CLIPS else f"world-{args.train_clips}"), args))
+    folder = out / ("world" if args.train_clips == TRAIN_CLIPS else f"world-{args.train_clips}")
+    world = stages.run("render", lambda: render_world(folder, args))
     config = training_config(args, out, world)
     stages.run("pretrain", lambda: pretrain(config))
     results = stages.run("probe", lambda: probe(config, world, SHORT["probes"] if args.short else PROBES, args.seed))

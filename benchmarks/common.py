@@ -22,6 +22,7 @@ from jepa.models import Encoder, EncoderConfig, PredictorConfig, Size
 from jepa.models.linear import CPU_HAS_BF16, linear
 from jepa.types import ClipConfig
 
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GROUPS = {  # profiler event names that begin with one of these
     "GEMM": ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_conv", "aten::_conv"),
@@ -47,6 +48,12 @@ def arguments(
     parser.add_argument("--batch-size", type=int, default=batch_size)
     parser.add_argument("--repeats", type=int, default=repeats, help="timed runs of each side, alternating")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="cpu: this process's own CPU seconds, for a machine that is busy with other things (use --threads 1)",
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile both sides")
     options = parser.parse_args()
     if options.threads:
@@ -87,45 +94,46 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def alternate(runs: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, float]:
+def alternate(runs: dict[str, Callable[[], Any]], repeats: int, device: str, clock: str) -> dict[str, float]:
     """Median seconds of each run, after one warm-up each; they take turns, in turned order every second time, so that
     whatever else the machine does falls on all of them alike."""
+    now = CLOCKS[clock]
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     for turn in range(repeats):
         for name in list(runs)[:: 1 if turn % 2 == 0 else -1]:
             synchronize(device)
-            start = time.perf_counter()
+            start = now()
             runs[name]()
             synchronize(device)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(now() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def gemm_peak(dtype: str, device: str, product: Callable[..., torch.Tensor] = F.linear) -> float:
+def gemm_peak(dtype: str, device: str, clock: str, product: Callable[..., torch.Tensor] = F.linear) -> float:
     """Best measured FLOP/s of one matrix product of transformer shape in ``dtype``."""
     rows, width = (8192, 4096) if torch.device(device).type == "cuda" else (768, 768)
     x = torch.randn(rows, width, device=device, dtype=DTYPES[dtype])
     weight = torch.randn(4 * width, width, device=device, dtype=DTYPES[dtype])
     bias = torch.zeros(4 * width, device=device, dtype=DTYPES[dtype])
-    best = float("inf")
+    now, best = CLOCKS[clock], float("inf")
     for _ in range(8):
         synchronize(device)
-        start = time.perf_counter()
+        start = now()
         product(x, weight, bias)
         synchronize(device)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, now() - start)
     return 2 * rows * width * 4 * width / best
 
 
-def peaks(dtype: str, device: str) -> float:
+def peaks(dtype: str, device: str, clock: str) -> float:
     """Print and return the GEMM peak for ``dtype``: the faster of PyTorch's product and ours."""
-    native = gemm_peak(dtype, device)
+    native = gemm_peak(dtype, device, clock)
     if dtype != "bf16" or CPU_HAS_BF16 or torch.device(device).type != "cpu":
         print(f"  GEMM peak {dtype}: {native / 1e9:.0f} GFLOP/s")
         return native
-    ours = gemm_peak(dtype, device, linear)
+    ours = gemm_peak(dtype, device, clock, linear)
     print("  This CPU has no bf16 instructions. GEMM peak bf16:")
     print(f"    {native / 1e9:.0f} GFLOP/s with PyTorch's bf16 products (the peer)")
     print(f"    {ours / 1e9:.0f} GFLOP/s with operands rounded to bf16 and multiplied in fp32 (jepa.models.linear)")
@@ -146,6 +154,16 @@ def forward_flops(size: Size, tokens: int, last_queries: int | None = None) -> f
 def patch_flops(encoder: Encoder, tokens: int) -> float:
     """The patch embedding of ``tokens`` tokens."""
     return 2.0 * tokens * encoder.patch_embed.proj.weight.numel()
+
+
+def report_best(medians: dict[str, dict[str, float]]) -> None:
+    """With several dtypes measured: each side at the dtype that suits it best on this machine."""
+    if len(medians) > 1:
+        names = list(next(iter(medians.values())))
+        best = {name: min((times[name], dtype) for dtype, times in medians.items()) for name in names}
+        ratio = best[names[-1]][0] / best[names[0]][0]
+        sides = ", ".join(f"{name} {dtype} {seconds:.3f} s" for name, (seconds, dtype) in best.items())
+        print(f"\nEach side at its faster dtype: {sides}: {ratio:.2f}x")
 
 
 def breakdown(runs: dict[str, Callable[[], Any]], device: str) -> None:

@@ -41,6 +41,7 @@ def main() -> None:
     flops = options.batch_size * (
         common.forward_flops(config.shape, ours.grid.size) + common.patch_flops(ours, ours.grid.size)
     )
+    medians: dict[str, dict[str, float]] = {}
     for dtype in ("fp32", "bf16") if options.dtype == "both" else (options.dtype,):
 
         @torch.inference_mode()
@@ -54,10 +55,12 @@ def main() -> None:
                 peer(video_peer)
 
         print(f"\n{dtype}")
-        peak = common.peaks(dtype, device)
+        peak = common.peaks(dtype, device, options.clock)
         runs = {"jepa": run_ours, "transformers": run_peer}
-        common.report(common.alternate(runs, options.repeats, device), flops, options.batch_size * ours.grid.size, peak)
+        medians[dtype] = common.alternate(runs, options.repeats, device, options.clock)
+        common.report(medians[dtype], flops, options.batch_size * ours.grid.size, peak)
         common.breakdown(runs, device)
+    common.report_best(medians)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def step_flops(objective: MaskedObjective, predictor: PredictorConfig, masks: Se
 
 def main() -> None:
     extra = {"--predictor-dim": 192, "--predictor-depth": 12, "--predictor-heads": 6}
-    options = common.arguments(__doc__ or "", size="vit_small", batch_size=1, repeats=5, extra=extra)
+    options = common.arguments(__doc__ or "", size="vit_small", batch_size=2, repeats=5, extra=extra)
     common.import_transformers()
     torch.manual_seed(0)
     device, config = options.device, EncoderConfig(size=options.size)
@@ -148,17 +148,19 @@ def main() -> None:
         f"{ours.encoder.grid.size} tokens per clip, {shapes}; {common.describe_machine(device)}"
     )
     flops = options.batch_size * step_flops(ours, predictor, masks)
+    medians: dict[str, dict[str, float]] = {}
     for dtype in ("fp32", "bf16") if options.dtype == "both" else (options.dtype,):
         print(f"\n{dtype}")
-        peak = common.peaks(dtype, device)
+        peak = common.peaks(dtype, device, options.clock)
         runs: dict[str, Callable[[], Any]] = {
             "jepa": our_step(ours, Batch(clip=video, masks=masks), device, dtype),
             "transformers": peer_step(peer, video.transpose(1, 2).contiguous(), masks, device, dtype),
         }
         repeats = options.repeats if dtype == "fp32" else max(1, options.repeats // 2)
-        medians = common.alternate(runs, repeats, device)
-        common.report(medians, flops, options.batch_size * ours.encoder.grid.size, peak)
+        medians[dtype] = common.alternate(runs, repeats, device, options.clock)
+        common.report(medians[dtype], flops, options.batch_size * ours.encoder.grid.size, peak)
         common.breakdown(runs, device)
+    common.report_best(medians)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,11 @@ def merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in update.items():
         old = merged.get(key)
-        other_kind = isinstance(value, Mapping) and isinstance(old, Mapping) and value.get("kind", old.get("kind")) != old.get("kind")
-        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) and not other_kind else value
+        merged[key] = value
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            kind = old.get("kind")
+            if value.get("kind", kind) == kind:  # keys of one kind of part make no sense under another
+                merged[key] = merge(old, value)
     return merged
 
 
@@ -119,7 +122,8 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             lines += differences(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
         return lines
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{prefix}.{i}")]
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for i, (a, b) in pairs for line in differences(a, b, f"{prefix}.{i}")]
     return [] if old == new else [f"{prefix}: {old!r} -> {new!r}"]
 
 
@@ -175,7 +179,7 @@ def _cast_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in args:
         return None
     options = [arg for arg in args if arg is not type(None)]
-    classes = [arg for arg in options if dataclasses.is_dataclass(arg)]
+    classes: list[Any] = [arg for arg in options if dataclasses.is_dataclass(arg)]
     if classes and dataclasses.is_dataclass(type(value)):
         return value
     if classes and isinstance(value, Mapping):
@@ -197,7 +201,8 @@ def _cast_union(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _cast_scalar(kind: Any, value: Any, where: str) -> Any:
     def refuse() -> ConfigError:
-        return ConfigError(f"{_describe(where)} must be {_NAMES.get(kind, kind)}, not {value!r} ({type(value).__name__})")
+        wanted = _NAMES.get(kind, kind)
+        return ConfigError(f"{_describe(where)} must be {wanted}, not {value!r} ({type(value).__name__})")
 
     if kind is bool:
         if not isinstance(value, bool):
@@ -239,7 +244,8 @@ def _cast_dataclass(kind: Any, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise ConfigError(f"{_describe(where)} must be a mapping with keys, not {value!r}")
-    hints, fields = _hints(kind), {f.name: f for f in dataclasses.fields(kind) if f.init}
+    hints: dict[str, Any] = _hints(kind)  # type: ignore[arg-type]
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     unknown = [str(key) for key in value if key not in fields]
     if unknown:
         path = f"{where}.{unknown[0]}" if where else unknown[0]

@@ -67,7 +67,10 @@ class RunLog:
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             metrics = self.run_dir / "metrics.jsonl"
-            _drop_after(metrics, start_step)
+            if start_step:
+                _drop_after(metrics, start_step)
+            else:
+                metrics.unlink(missing_ok=True)  # of a start that was lost before its first checkpoint
             self._metrics = metrics.open("a")
             self._add_handlers()
         except OSError as error:

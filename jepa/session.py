@@ -104,11 +104,12 @@ def train_step(session: Session, batch: Batch, step: int) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
         # Only the last micro-batch exchanges gradients between processes.
-        quiet = number < len(parts) - 1 and isinstance(session.model, nn.parallel.DistributedDataParallel)
-        with session.model.no_sync() if quiet else contextlib.nullcontext():
+        model, last = session.model, number == len(parts) - 1
+        quiet = isinstance(model, nn.parallel.DistributedDataParallel) and not last
+        with model.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
             part = session.transform(part)
             with run.autocast():
-                loss = session.model(part, progress)
+                loss = model(part, progress)
             scaler.scale(loss.total / len(parts)).backward()
         for name, value in {"loss": loss.total, **loss.terms}.items():
             share = value.detach() / len(parts)

@@ -54,9 +54,8 @@ class Mask(NamedTuple):
     discarded: float = 0.0
 
     def to(self, device: torch.device | str) -> Mask:
-        return Mask(
-            self.context_ids.to(device, non_blocking=True), self.target_ids.to(device, non_blocking=True), self.discarded
-        )
+        context, target = (ids.to(device, non_blocking=True) for ids in (self.context_ids, self.target_ids))
+        return Mask(context, target, self.discarded)
 
 
 @dataclass(slots=True)
@@ -99,7 +98,7 @@ class Batch:
         return Batch(**moved)  # type: ignore[arg-type]
 
     def chunk(self, parts: int) -> list[Batch]:
-        """Split along B into ``parts`` micro-batches of equal size. Raises ``ValueError`` when B is no multiple of it."""
+        """Split along B into ``parts`` micro-batches of equal size; ``ValueError`` when B is no multiple of it."""
         total = len(self.clip)
         if total % parts:
             raise ValueError(f"a batch of {total} clips does not split into {parts} equal micro-batches")

@@ -163,9 +163,11 @@ def test_a_missing_weight_is_an_error(tmp_path: Path) -> None:
 
 
 def test_run_dir_refuses_another_config(tmp_path: Path) -> None:
-    open_run_dir(tmp_path / "run", CLIP, ())
-    open_run_dir(tmp_path / "run", CLIP, ())
     other = dataclasses.replace(CLIP, crop_size=64, num_frames=8)
+    open_run_dir(tmp_path / "run", other, ())
+    open_run_dir(tmp_path / "run", CLIP, ())  # nothing was saved yet: the first start does not claim the directory
+    save_checkpoint(tmp_path / "run", 1, state())
+    open_run_dir(tmp_path / "run", CLIP, ())
     message = r"another config \(crop_size: 32 -> 64; num_frames: 4 -> 8\).*another run_dir"
     with pytest.raises(ConfigError, match=message):
         open_run_dir(tmp_path / "run", other, ())

@@ -65,7 +65,8 @@ def test_a_continued_run_remembers_what_the_monitor_saw(settings: dict[str, Any]
     watch = open_watch(session)
     watch.look(0)
     watch.log.close()
-    again = Watch(session, RunLog(settings["run_dir"], total_steps=4, progress="off", tensorboard=False))
+    log = RunLog(settings["run_dir"], total_steps=4, start_step=2, progress="off", tensorboard=False)
+    again = Watch(session, log)
     again.log.close()
     assert again.history == [pytest.approx(watch.history[0])]
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ class TrainLoader:
         clips = sum(len(source) for source in self.sources) * self.data.clips_per_video
         return max(1, clips // self.batch_size)
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Batches of steps ``start_step``, ``start_step + 1``, ... without end."""
         workers = self.data.workers
         batches = DataLoader(

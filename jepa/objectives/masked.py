@@ -76,6 +76,10 @@ class MaskedObjective(Objective):
                 terms |= {f"{name}_{family}": value for name, value in parts.items()}
         prediction = torch.stack(errors).mean()
         total = prediction + torch.stack(penalties).mean() if penalties else prediction
+        terms |= {  # filled on the device: no copy, no sync
+            "discarded": total.new_full((), sum(mask.discarded for mask in batch.masks) / len(batch.masks)),
+            "momentum": total.new_full((), self.momentum(progress)),
+        }
         return Loss(total, {"prediction": prediction.detach(), **terms})
 
     @torch.no_grad()

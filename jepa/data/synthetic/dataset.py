@@ -81,7 +81,7 @@ def write_world(dst: str | Path, glyphs: Glyphs, config: WorldConfig, workers: i
     try:
         dst.mkdir(parents=True, exist_ok=True)
         if stamp.exists() and stamp.read_text() != settings:
-            raise ValueError(f"{dst} holds a world with other settings (see {stamp}): choose another folder or delete it")
+            raise ValueError(f"{dst} holds a world with other settings (see {stamp}): choose or clear another folder")
         stamp.write_text(settings)
     except OSError as error:
         raise ValueError(f"{dst} cannot be written: {error.strerror}; choose another folder") from None
@@ -97,7 +97,8 @@ def _write_split(dst: Path, split: str, count: int, glyphs: Glyphs, config: Worl
     (dst / split).mkdir(exist_ok=True)
     jobs = [(dst, split, number, glyphs, config) for number in range(count)]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        rows = list(tqdm(pool.map(_write_clip, jobs, chunksize=16), total=count, desc=f"rendering {split}", unit="clip"))
+        clips = pool.map(_write_clip, jobs, chunksize=16)
+        rows = list(tqdm(clips, total=count, desc=f"rendering {split}", unit="clip"))
     partial = manifest.with_suffix(".csv.tmp")
     with partial.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -31,7 +31,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Forces:
-    """Accelerations that act on a body: ``gravity [2]`` everywhere, and a spring of ``stiffness`` towards ``anchor``."""
+    """Accelerations on a body: ``gravity [2]`` everywhere, and a spring of ``stiffness`` towards ``anchor [2]``."""
 
     gravity: Array
     anchor: Array
@@ -116,7 +116,8 @@ def simulate(rng: np.random.Generator, motion: int, num_frames: int, fps: float)
     for _ in range(MAX_DRAWS):
         radius = float(rng.uniform(0.23, 0.28))
         floor = float(rng.uniform(0.88, 0.98))
-        bounds = Bounds(np.array([MARGIN, MARGIN]), np.array([1 - MARGIN, floor - 0.6 * radius]), rng.uniform(0.8, 0.95))
+        low, high = np.array([MARGIN, MARGIN]), np.array([1 - MARGIN, floor - 0.6 * radius])
+        bounds = Bounds(low, high, rng.uniform(0.8, 0.95))
         state, forces = _START[MOTIONS[motion]](rng, num_frames / fps)
         position, velocity, bounced = rollout(state, forces, bounds, num_frames, fps)
         wanted = 1 if MOTIONS[motion] == "bounce" else 0

@@ -64,7 +64,7 @@ def test_label_is_true_of_the_whole_clip(motion):
 
 
 def test_motion_needs_time():
-    """A classifier that sees where the body is at one moment stays near chance (1/8); one that sees the path does not."""
+    """Where the body is at one moment tells little (chance is 1/8); where it goes tells much."""
     rng = np.random.default_rng(0)
     labels = rng.integers(len(MOTIONS), size=900)
     paths = np.stack([simulate(rng, int(m), num_frames=12, fps=8.0).position for m in labels])
