@@ -75,7 +75,7 @@ def held_out_batch(sources: Sequence[Source], session: Session, clips: int) -> B
     starts = np.cumsum([0, *(len(source) for source in sources)])
     parts = [
         source.subset(chosen[(chosen >= first) & (chosen < first + len(source))] - first)
-        for source, first in zip(sources, starts, strict=False)
+        for source, first in zip(sources, starts[:-1], strict=True)
     ]
     failures: list = []
     kept = [part for part in parts if len(part)]
