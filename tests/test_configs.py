@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_clips
+from support import write_clips
 
 from jepa.checkpoint import load_checkpoint
 from jepa.config import from_dict, load_yaml, merge

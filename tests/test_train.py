@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_settings
+from support import tiny_settings
 
 from jepa import train
 from jepa.checkpoint import latest_checkpoint, list_checkpoints, load_checkpoint, load_encoder

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_settings, write_clips
+from support import tiny_settings, write_clips
 
 from jepa.config import from_dict, merge
 from jepa.data.video import VideoError
