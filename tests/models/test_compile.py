@@ -15,26 +15,26 @@ def encoder(position: str = "rope") -> Encoder:
     return Encoder(config, CLIP)
 
 
-def check(module: nn.Module, *inputs: object) -> None:
+def largest_difference(module: nn.Module, *inputs: object) -> float:
     """``fullgraph`` raises at a graph break; the eager backend runs the traced graph without generating code."""
     torch._dynamo.reset()
     out = torch.compile(module, backend="eager", fullgraph=True)(*inputs)
-    torch.testing.assert_close(out, module(*inputs), rtol=1e-4, atol=1e-5)
+    return float((out - module(*inputs)).detach().abs().max())
 
 
 @pytest.mark.parametrize("position", ["rope", "sincos"])
 def test_encoder_is_one_graph(position: str) -> None:
     clip, ids = torch.randn(2, 3, 4, 16, 16), torch.stack([torch.randperm(32)[:9] for _ in range(2)])
     if position == "rope":
-        check(encoder(position), clip)
-    check(encoder(position), clip, ids)
+        assert largest_difference(encoder(position), clip) < 1e-5
+    assert largest_difference(encoder(position), clip, ids) < 1e-5
 
 
 @pytest.mark.parametrize("position", ["rope", "sincos"])
 def test_predictor_is_one_graph(position: str) -> None:
     model = Predictor(PredictorConfig(embed_dim=48, depth=1, num_heads=4), 48, encoder().grid, 2, position)  # type: ignore[arg-type]
     ids = torch.stack([torch.randperm(32)[:15] for _ in range(2)])
-    check(model, torch.randn(2, 9, 48), ids[:, :9], ids[:, 9:], 1)
+    assert largest_difference(model, torch.randn(2, 9, 48), ids[:, :9], ids[:, 9:], 1) < 1e-5
 
 
 def test_bf16_image_is_one_graph() -> None:
