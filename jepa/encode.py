@@ -52,7 +52,7 @@ def load(name_or_path: str | Path, weights: Literal["target_encoder", "encoder"]
 
 def encode(
     inputs: Inputs,
-    model: Encoder,
+    model: Encoder | str | Path,
     batch_size: int = 8,
     device: str = "auto",
     layers: Sequence[int] | None = None,
@@ -65,7 +65,7 @@ def encode(
 ) -> Features:
     """Encode clips in chunks of ``batch_size``, without gradients, in the order of ``inputs``.
 
-    ``inputs`` is one of these, or a list of them:
+    ``model``: an encoder, or what ``load`` takes. ``inputs`` is one of these, or a list of them:
       * the path of a video or an image; a folder (every video and image below it, sorted); a CSV, ``.npy`` or ``.npz``
         as for training; a glob pattern;
       * an RGB array or tensor, uint8 ``[T, H, W, 3]`` (a video) or ``[H, W, 3]`` (an image);
@@ -89,7 +89,7 @@ def encode(
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
     place = choose_device(device)
     run = Run(place, choose_precision(precision, place))
-    model = model.to(place).eval()
+    model = (model if isinstance(model, Encoder) else load(model)).to(place).eval()
     feed = _Feed(model.clip, batch_size, segments, normalised, on_error == "skip", place, [])
     tokens: list[Tensor] = []
     clips: list[_Origin] = []

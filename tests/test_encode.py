@@ -150,6 +150,12 @@ def test_load_a_run_directory_or_a_checkpoint(model: Encoder, tmp_path: Path) ->
         assert not any(p.requires_grad for p in again.parameters())
         torch.testing.assert_close(jepa.encode(clips, again, normalised=True).tokens, expected)
     assert load(file, weights="encoder").norm.weight.sum() == 0
+    clip = torch.randint(0, 256, (1, 3, *_clip_shape(model)), dtype=torch.uint8)
+    assert torch.equal(encode(clip, file).tokens, encode(clip, load(file)).tokens)
+
+
+def _clip_shape(model: Encoder) -> tuple[int, int, int]:
+    return model.clip.num_frames, model.clip.crop_size, model.clip.crop_size
 
 
 def test_load_names_what_is_wrong(tmp_path: Path) -> None:
