@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     config = training_config(args, out, world)
     stages.run("pretrain", lambda: pretrain(config))
     results = stages.run("probe", lambda: probe(config, world, SHORT["probes"] if args.short else PROBES, args.seed))
-    summary = summarise(config, results, stages.seconds)
+    summary = summarise(config, results)
     report = stages.run("report", lambda: draw(results, out, stages.seconds, args.short))
     summary["seconds"] = first_seconds(out / "summary.json", summary["steps"], stages.seconds)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -117,7 +117,7 @@ def probe(config: TrainConfig, world: Path, probes: tuple[str, ...], seed: int) 
     )
 
 
-def summarise(config: TrainConfig, results: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+def summarise(config: TrainConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the run: ``summary[probe][label][encoder]`` accuracies, speed, steps and effective rank."""
     from jepa.logging import read_metrics
 
@@ -131,7 +131,6 @@ def summarise(config: TrainConfig, results: dict[str, Any], seconds: dict[str, f
     summary["clips_per_s"] = round(speeds[len(speeds) // 2], 1) if speeds else None
     summary["steps"] = results["step"]
     summary["rankme"] = round(ranks[-1], 1) if ranks else None
-    summary["seconds"] = dict(seconds)
     return summary
 
 
