@@ -24,6 +24,8 @@ from jepa.data.synthetic.world import MOTIONS, Trajectory, simulate
 
 Frames = NDArray[np.uint8]
 
+DRAWING = 2  # raise it when the same settings draw other clips: worlds rendered before are then refused, not mixed
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
@@ -77,11 +79,14 @@ def write_world(dst: str | Path, glyphs: Glyphs, config: WorldConfig, workers: i
     Continues where it was interrupted; refuses a folder that holds a world of other settings (``ValueError``).
     """
     dst = Path(dst)
-    stamp, settings = dst / "world.json", json.dumps(asdict(config), indent=2)
+    stamp, settings = dst / "world.json", json.dumps({"drawing": DRAWING, **asdict(config)}, indent=2)
     try:
         dst.mkdir(parents=True, exist_ok=True)
         if stamp.exists() and stamp.read_text() != settings:
-            raise ValueError(f"{dst} holds a world with other settings (see {stamp}): choose or clear another folder")
+            raise ValueError(
+                f"{dst} holds a world of other settings or drawn by another version (see {stamp}): delete that folder, "
+                "or choose another"
+            )
         stamp.write_text(settings)
     except OSError as error:
         raise ValueError(f"{dst} cannot be written: {error.strerror}; choose another folder") from None

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from jepa.data.synthetic.world import Trajectory
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 Frames = NDArray[np.uint8]
 
 GLYPH_SIDE = 32  # glyphs are smoothed up to this many pixels before they are placed
-GRAIN = 0.12  # of the range from black to white
+GRAIN = 0.03  # of the range from black to white
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +53,26 @@ def draw_appearance(rng: np.random.Generator, side: int) -> Appearance:
 
 def render(trajectory: Trajectory, glyph: Frames, looks: Appearance) -> Frames:
     """Video ``[T, S, S, 3]`` uint8 of ``glyph`` (uint8, square, 255 = ink) on its trajectory."""
-    side = looks.background.shape[0]
-    shape = enlarge(glyph.astype(np.float64) / 255.0, GLYPH_SIDE)
-    centres = (np.arange(side) + 0.5) / side
-    dx = centres[None, None, :] - trajectory.position[:, 0, None, None]
-    dy = centres[None, :, None] - trajectory.position[:, 1, None, None]
-    cos, sin = np.cos(looks.tilt), np.sin(looks.tilt)
-    u = (cos * dx + sin * dy) / (2 * trajectory.radius)  # glyph coordinates, -0.5..0.5
-    v = (cos * dy - sin * dx) / (2 * trajectory.radius)
-    ink = np.clip(_sample(shape, v, u) * 3.0 - 0.9, 0.0, 1.0)[..., None]  # [T, S, S, 1], edges made crisp
-    wave = 0.5 + 0.5 * np.sin(2 * np.pi * (looks.stripe[0] * u + looks.stripe[1] * v))[..., None]
+    side, single = looks.background.shape[0], np.float32  # 8-bit pictures do not need more
+    shape = enlarge(glyph.astype(np.float64) / 255.0, GLYPH_SIDE).astype(single)
+    centres = ((np.arange(side) + 0.5) / side).astype(single)
+    dx = centres[None, None, :] - trajectory.position[:, 0, None, None].astype(single)
+    dy = centres[None, :, None] - trajectory.position[:, 1, None, None].astype(single)
+    cos, sin = single(np.cos(looks.tilt) / (2 * trajectory.radius)), single(np.sin(looks.tilt) / (2 * trajectory.radius))
+    u, v = cos * dx + sin * dy, cos * dy - sin * dx  # glyph coordinates, -0.5..0.5
+    ink = np.clip(_sample(shape, v, u) * single(3.0) - single(0.9), 0.0, 1.0)[..., None]  # edges made crisp
+    across, down = (2 * np.pi * looks.stripe).astype(single)
+    wave = single(0.5) + single(0.5) * np.sin(across * u + down * v)[..., None]
     floor = np.where(centres[:, None, None] > trajectory.floor, 0.6, 1.0)
-    frames = looks.background * floor * (1 - ink) + (looks.dark + (looks.light - looks.dark) * wave) * ink
+    ground, dark, light = (x.astype(single) for x in (looks.background * floor, looks.dark, looks.light))
+    frames = ground + ink * (dark + (light - dark) * wave - ground)
     for left, top, right, bottom in trajectory.occluders:
-        inside = ((centres >= left) & (centres < right))[None, :] & ((centres >= top) & (centres < bottom))[:, None]
-        frames = np.where(inside[None, :, :, None], looks.bar, frames)
+        columns, rows = (centres >= left) & (centres < right), (centres >= top) & (centres < bottom)
+        frames[:, rows[:, None] & columns[None, :]] = looks.bar
     if looks.grain:
-        noise = np.random.default_rng(looks.grain_seed).standard_normal(frames.shape, dtype=np.float32)
-        frames = frames + looks.grain * noise
-    return (np.clip(frames, 0, 1) * 255 + 0.5).astype(np.uint8)
+        noise = np.random.default_rng(looks.grain_seed).standard_normal(frames.shape, dtype=single)
+        frames += single(looks.grain) * noise
+    return (np.clip(frames, 0, 1) * 255 + single(0.5)).astype(np.uint8)
 
 
 def enlarge(image: Array, side: int) -> Array:
@@ -88,7 +89,7 @@ def _sample(image: Array, v: Array, u: Array, edge: bool = False) -> Array:
         row, column = np.clip(row, 0, n - 1), np.clip(column, 0, n - 1)
     padded = np.pad(image, 1)  # a rim of zeros: coordinates beyond it read as no ink
     row, column = np.clip(row + 1, 0, n + 0.999), np.clip(column + 1, 0, n + 0.999)
-    top, left = row.astype(np.int64), column.astype(np.int64)
+    top, left = row.astype(np.int32), column.astype(np.int32)
     a, b = row - top, column - left
     upper = padded[top, left] * (1 - b) + padded[top, left + 1] * b
     lower = padded[top + 1, left] * (1 - b) + padded[top + 1, left + 1] * b

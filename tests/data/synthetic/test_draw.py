@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evals.sklearn_bridge import digit_images, logistic
-from jepa.data.synthetic.dataset import Glyphs, WorldConfig, draw_clip, write_world
+from jepa.data.synthetic.dataset import DRAWING, Glyphs, WorldConfig, draw_clip, write_world
 from jepa.data.synthetic.draw import Appearance, draw_appearance, enlarge, render
 from jepa.data.synthetic.world import MOTIONS, Trajectory
 from jepa.data.video import open_video
@@ -109,6 +109,15 @@ def test_write_world_makes_readable_videos_and_goes_on(tmp_path):
     (tmp_path / rows[1]["path"]).unlink()
     write_world(tmp_path, glyphs, config, workers=1)
     assert list(csv.DictReader((tmp_path / "train.csv").open())) == rows
+
+
+def test_write_world_refuses_a_world_of_an_older_drawing(tmp_path, monkeypatch):
+    glyphs, config = Glyphs(*digit_images()), WorldConfig(train=1, test=1, num_frames=2, side=16)
+    write_world(tmp_path, glyphs, config, workers=1)
+    write_world(tmp_path, glyphs, config, workers=1)  # the same one: taken as it is
+    monkeypatch.setattr("jepa.data.synthetic.dataset.DRAWING", DRAWING + 1)
+    with pytest.raises(ValueError, match="another version"):
+        write_world(tmp_path, glyphs, config, workers=1)
 
 
 def test_write_world_refuses_another_world_and_a_bad_place(tmp_path):
