@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evals.preprocess import cell_means
 from evals.settings import EvalConfig
 from jepa.checkpoint import find_checkpoint
 from jepa.config import ConfigError, to_dict
@@ -54,11 +55,13 @@ class Representation(Protocol):
 
 
 class EncoderRepresentation:
-    """A frozen encoder; the vector is the mean of its tokens."""
+    """A frozen encoder; the vector is the mean of its tokens, or one mean for each of ``cells`` parts of the grid."""
 
-    def __init__(self, name: str, encoder: Encoder, run: Run) -> None:
-        self.name, self.run = name, run
+    def __init__(self, name: str, encoder: Encoder, run: Run, cells: tuple[int, int, int] = (1, 1, 1)) -> None:
+        self.name, self.run, self.cells = name, run, cells
         self.fingerprint = f"{encoder_hash(encoder)}-{run.precision}"
+        if cells != (1, 1, 1):
+            self.fingerprint += "-cells{}x{}x{}".format(*cells)
         self.encoder = encoder.to(run.device).eval()
         self.grid = encoder.grid
 
@@ -67,7 +70,7 @@ class EncoderRepresentation:
         with self.run.autocast():
             tokens = self.encoder(clip)
         tokens = tokens.float()
-        return Encoded(tokens, tokens.mean(dim=1))
+        return Encoded(tokens, cell_means(tokens, self.grid, self.cells))
 
 
 class Pixels:
@@ -135,9 +138,9 @@ def source_hash(source: Source) -> str:
 
 def build_representations(config: EvalConfig, encoder: Encoder, run: Run) -> list[Representation]:
     """The trained encoder and the baselines asked for, in the order of the table."""
-    found: list[Representation] = [EncoderRepresentation("trained", encoder, run)]
+    found: list[Representation] = [EncoderRepresentation("trained", encoder, run, config.cells)]
     if "random" in config.baselines:
-        found.append(EncoderRepresentation("random", random_twin(encoder, config.random_seed), run))
+        found.append(EncoderRepresentation("random", random_twin(encoder, config.random_seed), run, config.cells))
     if "pixels" in config.baselines:
         found.append(Pixels(encoder.config, encoder.clip, encoder.grid))
     return found

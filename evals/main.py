@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-limit", type=int, metavar="N", help="fit probes on N training clips only")
     parser.add_argument("--steps", type=int, help="training steps of linear and attentive probes")
     parser.add_argument("--token-pool", metavar="T,H,W", default="1,1,1", help="average tokens before attentive probes")
+    parser.add_argument(
+        "--cells", metavar="T,H,W", default="1,1,1", help="other probes: means of so many parts, side by side"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the probe and of the random encoder (seed + 1)")
     parser.add_argument("--batch-size", type=int, default=16, help="clips encoded at once")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode videos")
@@ -73,9 +76,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
         if kind not in PROBES:
             raise ConfigError(f"unknown probe {kind!r}{suggest(kind, PROBES)}")
     where = dict(pair.partition("=")[::2] for pair in args.where)
-    pool = tuple(int(n) for n in _split(args.token_pool) if n.isdecimal())
-    if len(pool) != 3:
-        raise ConfigError(f"--token-pool needs three whole numbers T,H,W, not {args.token_pool!r}")
+    pool, cells = _three("--token-pool", args.token_pool), _three("--cells", args.cells)
 
     def source(path: str | None) -> SourceConfig | None:
         return None if path is None else SourceConfig(path=path, where=where, span=args.span)
@@ -87,9 +88,18 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
             ProbeConfig(kind=kind, steps=args.steps, token_pool=pool, seed=args.seed)  # type: ignore[arg-type]
             for kind in _split(args.probe)
         ),
-        segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size, workers=args.workers,
-        device=args.device, precision=args.precision, cache_gb=args.cache_gb,
+        cells=cells, segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size,
+        workers=args.workers, device=args.device, precision=args.precision, cache_gb=args.cache_gb,
     )  # fmt: skip
+
+
+def _three(option: str, text: str) -> tuple[int, int, int]:
+    from jepa.config import ConfigError
+
+    numbers = [int(n) for n in _split(text) if n.isdecimal()]
+    if len(numbers) != 3:
+        raise ConfigError(f"{option} needs three whole numbers T,H,W, not {text!r}")
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jepa.distributed import to_float64
@@ -43,6 +44,18 @@ def standardiser(x: Tensor, rows: Tensor, chunk: int = 256) -> tuple[Tensor, Ten
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     inverse = torch.where(std > 1e-5 * std.max(), 1 / std, torch.zeros_like(std))
     return (mean + shift).float().to(x.device), inverse.float().to(x.device)
+
+
+def cell_means(tokens: Tensor, grid: TokenGrid, cells: tuple[int, int, int]) -> Tensor:
+    """Tokens ``[K, N, D]`` averaged within ``cells`` (time, rows, columns) parts of their grid and laid side by side:
+    ``[K, cells * D]``, cell by cell in token order. (1, 1, 1) is the mean over all tokens.
+    """
+    if cells == (1, 1, 1):
+        return tokens.mean(dim=1)
+    if any(count > size for count, size in zip(cells, grid, strict=True)):
+        raise ValueError(f"cells {cells} must not exceed the token grid {tuple(grid)}")
+    maps = tokens.transpose(1, 2).unflatten(2, tuple(grid))
+    return F.adaptive_avg_pool3d(maps, cells).flatten(2).transpose(1, 2).flatten(1)
 
 
 def arrange(x: Tensor, attentive: bool, token_pool: tuple[int, int, int], grid: TokenGrid | None) -> Tensor:

@@ -19,7 +19,10 @@ class EvalConfig:
     labelled clips (``None``: those that the run was trained with, and its validation sources). ``labels``: columns of
     these sources that are probed one by one on the same features; empty: the sources' own label. ``probes``: one row
     of the table each. ``baselines``: "random" (the same architecture, fresh weights from ``random_seed``) and "pixels".
-    ``segments``: clips per video. ``train_limit``: probe with only so many training clips, drawn by the probe's seed.
+    ``cells``: what linear, logistic and kNN probes see of an encoder: the means of so many parts of time, rows and
+    columns side by side, (1, 1, 1) being the mean of all tokens. More cells where place matters (a face in the middle
+    of the picture); pixels always keep their place. ``segments``: clips per video. ``train_limit``: probe with only so
+    many training clips, drawn by the probe's seed.
     ``cache_gb``: so much of the features is kept in the run directory, that another probe need not encode again
     (0: nothing; tokens, which only attentive probes want, are what takes room).
     """
@@ -33,6 +36,7 @@ class EvalConfig:
     probes: tuple[ProbeConfig, ...] = field(default_factory=lambda: (ProbeConfig(),))
     baselines: tuple[str, ...] = BASELINES
     random_seed: int = 1
+    cells: tuple[int, int, int] = (1, 1, 1)
     segments: int = 1
     train_limit: int | None = None
     batch_size: int = 16
@@ -47,6 +51,8 @@ class EvalConfig:
             raise ValueError(f"baselines: {unknown[0]!r} is unknown; known: {', '.join(BASELINES)}")
         if not self.probes:
             raise ValueError("probes must name at least one probe: linear, attentive, knn or logistic")
+        if min(self.cells) < 1:
+            raise ValueError(f"cells must be at least 1 of time, rows and columns, not {self.cells}")
         if self.segments < 1 or self.batch_size < 1:
             raise ValueError(f"segments and batch_size must be at least 1, not {self.segments} and {self.batch_size}")
         if self.train_limit is not None and self.train_limit < 2:

@@ -202,12 +202,15 @@ class StepTimer:
             "time/clips_per_s": clips / elapsed,
             "time/data_wait_share": self._waited / elapsed,
         }
-        self.restart()
+        self._start, self._waited = time.perf_counter(), 0.0
         return figures
 
-    def restart(self) -> None:
-        """Begin a new lap, leaving out what happened since the last one (a save, the monitor)."""
-        self._start, self._waited = time.perf_counter(), 0.0
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Around what is not part of a step (a save, the monitor): its time counts in no lap, the steps before do."""
+        started = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - started
 
 
 def duration(seconds: float) -> str:

@@ -132,12 +132,11 @@ def fit(config: TrainConfig) -> Path:
             last = stopping or step == loop.steps
             if last or step % loop.log_every == 0 or step % loop.save_every == 0:
                 report(session, log, window, timer, step, skipped, watch.summary)
-            if watch.due(step) and not stopping:
-                watch.look(step)
-                timer.restart()
-            if last or step % loop.save_every == 0:
-                saved = save(session, step)
-                timer.restart()
+            with timer.paused():
+                if watch.due(step) and not stopping:
+                    watch.look(step)
+                if last or step % loop.save_every == 0:
+                    saved = save(session, step)
 
         # ---- the end -------------------------------------------------------------------------------------------------
         assert saved is not None

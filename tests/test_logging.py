@@ -95,6 +95,11 @@ def test_timer_and_duration(monkeypatch: pytest.MonkeyPatch) -> None:
         now[0] = 1.0
     now[0] = 4.0
     assert timer.lap(2, 8) == {"time/step_s": 2.0, "time/clips_per_s": 2.0, "time/data_wait_share": 0.25}
+    now[0] = 6.0  # a first step of the next lap
+    with timer.paused():
+        now[0] = 16.0  # the monitor looks
+    now[0] = 18.0
+    assert timer.lap(2, 8) == {"time/step_s": 2.0, "time/clips_per_s": 2.0, "time/data_wait_share": 0.0}
     assert [duration(s) for s in (42.4, 190, 7500)] == ["42s", "3m10s", "2h05m"]
 
 

@@ -87,6 +87,20 @@ def test_features_equal_the_encoder_and_do_not_depend_on_batches(encoder: Encode
     assert found[0].items.tolist() == list(range(40))
 
 
+def test_cells_keep_place_and_time(encoder: Encoder, data: Path) -> None:
+    source, options = open_split(data, "test"), FeatureOptions()
+    whole = compute_features([EncoderRepresentation("trained", encoder, RUN)], source, CLIP, RUN, options)["trained"]
+    halves = EncoderRepresentation("trained", encoder, RUN, cells=(2, 1, 1))
+    found = compute_features([halves], source, CLIP, RUN, options)["trained"]
+    early, late = whole.tokens.chunk(2, dim=1)  # tokens run through time first
+    torch.testing.assert_close(found.vectors, torch.cat((early.mean(dim=1), late.mean(dim=1)), dim=1))
+    everything = EncoderRepresentation("trained", encoder, RUN, cells=tuple(encoder.grid))
+    torch.testing.assert_close(
+        compute_features([everything], source, CLIP, RUN, options)["trained"].vectors, whole.tokens.flatten(1)
+    )
+    assert halves.fingerprint != everything.fingerprint
+
+
 def test_cache_returns_the_same_and_notices_other_weights_and_data(
     encoder: Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +216,9 @@ def test_command_line(run_dir: Path, data: Path, tmp_path: Path, capsys: pytest.
         ([str(tmp_path / "nowhere")], "nowhere"),
         ([str(run_dir), "--test", str(tmp_path / "no.csv")], "no.csv does not exist"),
         ([str(run_dir), "--token-pool", "2"], "three whole numbers"),
+        ([str(run_dir), "--cells", "1,2"], "--cells needs three whole numbers"),
+        ([str(run_dir), "--cells", "1,0,2"], "cells must be at least 1"),
+        ([str(run_dir), "--cells", "9,1,1"], "must not exceed the token grid"),
         ([str(run_dir), "--baselines", "noise"], "'noise' is unknown"),
     ):
         assert main(arguments) == 2

@@ -58,7 +58,7 @@ def render(trajectory: Trajectory, glyph: Frames, looks: Appearance) -> Frames:
     centres = ((np.arange(side) + 0.5) / side).astype(single)
     dx = centres[None, None, :] - trajectory.position[:, 0, None, None].astype(single)
     dy = centres[None, :, None] - trajectory.position[:, 1, None, None].astype(single)
-    cos, sin = single(np.cos(looks.tilt) / (2 * trajectory.radius)), single(np.sin(looks.tilt) / (2 * trajectory.radius))
+    cos, sin = (single(turn(looks.tilt) / (2 * trajectory.radius)) for turn in (np.cos, np.sin))
     u, v = cos * dx + sin * dy, cos * dy - sin * dx  # glyph coordinates, -0.5..0.5
     ink = np.clip(_sample(shape, v, u) * single(3.0) - single(0.9), 0.0, 1.0)[..., None]  # edges made crisp
     across, down = (2 * np.pi * looks.stripe).astype(single)
