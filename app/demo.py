@@ -19,7 +19,7 @@ LABELS = ("object", "motion")
 PROBES = ("linear", "attentive")
 POOL = {"linear": (1, 1, 1), "attentive": (1, 2, 2)}  # attentive probes see 2 x 2 patches averaged: 4 times cheaper
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
-SHORT = {"train_clips": 1200, "test_clips": 400, "steps": 240, "probes": ("linear",)}  # what CI can afford
+SHORT = {"train_clips": 1200, "test_clips": 400, "steps": 400, "probes": ("linear",)}  # what CI can afford
 SHORT_MARGIN = 0.1  # by how much the short run's linear motion probe must beat the random encoder
 
 

@@ -1,0 +1,56 @@
+"""The demo's own decisions: what it trains, how it sums a run up, and when the short one fails."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from app import demo
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_config_takes_folders_seed_length_and_overrides(tmp_path: Path) -> None:
+    args = arguments("--seed", "3", "--steps", "7", "encoder.depth=2")
+    config = demo.training_config(args, tmp_path / "run", tmp_path / "world")
+    assert (config.run_dir, config.seed, config.train.steps) == (str(tmp_path / "run"), 3, 7)
+    assert config.data.sources[0].path == str(tmp_path / "world" / "train.csv")
+    assert config.encoder.depth == 2
+    assert demo.training_config(arguments(), tmp_path, tmp_path).train.steps != 7
+
+
+def test_summary_has_every_accuracy_and_the_median_speed(tmp_path: Path) -> None:
+    records = [
+        {"step": 1, "time/clips_per_s": 10.0}, {"step": 2, "time/clips_per_s": 90.0, "monitor/rankme": 5.0},
+        {"step": 3, "time/clips_per_s": 60.0, "monitor/rankme": 41.04},
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = [
+        {"probe": "linear", "label": label, "encoder": encoder, "accuracy": share, "chance": 0.1}
+        for label, encoder, share in (("object", "trained", 0.5), ("object", "random", 0.25), ("motion", "trained", 1))
+    ]
+    config = demo.training_config(arguments(), tmp_path, tmp_path)
+    assert demo.summarise(config, {"rows": rows, "step": 3}) == {
+        "linear": {"object": {"chance": 0.1, "trained": 0.5, "random": 0.25}, "motion": {"chance": 0.1, "trained": 1}},
+        "clips_per_s": 60.0, "steps": 3, "rankme": 41.0,
+    }  # fmt: skip
+
+
+def test_a_stage_done_by_an_earlier_call_keeps_its_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    assert demo.first_seconds(path, 5, {"render": 60.0, "probe": 9.5}) == {"render": 60.0, "probe": 9.5, "total": 69.5}
+    path.write_text(json.dumps({"steps": 5, "seconds": {"render": 60.0, "probe": 9.5, "total": 69.5}}))
+    again = demo.first_seconds(path, 5, {"render": 0.1, "probe": 12.0})
+    assert again == {"render": 60.0, "probe": 12.0, "total": 72.0}
+    assert demo.first_seconds(path, 6, {"render": 0.1, "probe": 1.0})["render"] == 0.1  # another run: nothing is kept
+
+
+def test_the_short_run_fails_unless_it_learned() -> None:
+    demo.check_learned({"linear": {"motion": {"trained": 0.71, "random": 0.6}}})
+    with pytest.raises(ValueError, match=r"did not learn: linear motion probe 0\.690 trained, 0\.600 random"):
+        demo.check_learned({"linear": {"motion": {"trained": 0.69, "random": 0.6}}})
