@@ -21,6 +21,7 @@ from tqdm import tqdm
 from jepa.config import ConfigError, differences
 from jepa.data.batches import Failure
 from jepa.data.encoding import WriteError, encode_video, write_video
+from jepa.data.pyav_reader import rgb_picture
 from jepa.data.sources import MANIFEST, VIDEO_SUFFIXES, list_folder, read_rows
 from jepa.data.video import VideoError, one_line, scaled_size
 
@@ -75,8 +76,7 @@ def _resampled(path: Path, short_side: int, fps: float | None) -> tuple[float, I
 def _upright(frame: av.VideoFrame, short_side: int) -> NDArray[np.uint8]:
     turns = round(frame.rotation / 90) % 4
     height, width = (2 * max(1, round(side / 2)) for side in scaled_size(frame.height, frame.width, short_side))
-    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-    return cast("NDArray[np.uint8]", np.rot90(picture, turns))
+    return rgb_picture(frame, height, width, turns)
 
 
 class PrepareResult(NamedTuple):

@@ -78,8 +78,7 @@ class PyavReader(VideoReader):
 
     def _picture(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         height, width = (self.width, self.height) if self._turns % 2 else (self.height, self.width)
-        picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
-        return cast("NDArray[np.uint8]", np.rot90(picture, self._turns) if self._turns else picture)
+        return rgb_picture(frame, height, width, self._turns)
 
     def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         try:
@@ -122,3 +121,13 @@ class PyavReader(VideoReader):
 
     def close(self) -> None:
         self._container.close()
+
+
+def rgb_picture(frame: av.VideoFrame, height: int, width: int, turns: int) -> NDArray[np.uint8]:
+    """``frame`` as uint8 ``[H, W, 3]``, scaled to ``height`` x ``width`` and then turned ``turns`` quarters.
+
+    The scaler gets one thread: PyAV keeps it for the thread's next frame, and a process that is forked in between (a
+    loader's worker) would wait forever for scaler threads that it does not have.
+    """
+    picture = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC", threads=1)
+    return cast("NDArray[np.uint8]", np.rot90(picture, turns) if turns else picture)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,24 @@ def test_reads_the_frames_asked_for_in_the_order_asked(backend, make_video, fram
     assert frames.dtype == np.uint8
     assert frames.shape == (6, 40, 60, 3)
     assert frame_numbers(frames) == wanted
+
+
+def read_all(path: Path, backend: str, short_side: int) -> None:
+    with open_video(path, backend, short_side=short_side) as reader:
+        reader.read(range(reader.num_frames))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loader workers are forked on Linux only")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_process_forked_after_reading_can_read(backend, make_video):
+    path = make_video(count=20)
+    read_all(path, backend, short_side=20)
+    child = multiprocessing.get_context("fork").Process(target=read_all, args=(path, backend, 16))
+    child.start()
+    child.join(timeout=60)
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0, "still waiting" if ended is None else f"exit status {ended}"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
