@@ -61,10 +61,10 @@ class PyavReader(VideoReader):
             raise VideoError(f"{self.path} holds no video frames")
         if self.num_frames < 0.9 * (self._stream.frames - discarded):  # else an edit list or a rounded header
             raise VideoError(f"{self.path} is cut off: {self.num_frames} of {self._stream.frames} frames are there")
-        rate = self._stream.average_rate or self._stream.guessed_rate
+        rate = float(self._stream.average_rate or self._stream.guessed_rate or 0.0)
         if not rate and self._exact and self.num_frames > 1 and self._stream.time_base:
-            rate = (self.num_frames - 1) / ((known[-1] - known[0]) * self._stream.time_base)
-        self.fps = float(rate or 1.0)  # a still picture has no rate; any positive one will do
+            rate = float((self.num_frames - 1) / ((known[-1] - known[0]) * self._stream.time_base))
+        self.fps = rate or 1.0  # a still picture has no rate; any positive one will do
 
     def _probe(self, short_side: int | None) -> None:
         """Size of the pictures after rotation, from the first frame that decodes."""
