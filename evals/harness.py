@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals.preprocess import cell_means
+from evals.preprocess import pool_cells
 from evals.settings import EvalConfig
 from jepa.checkpoint import find_checkpoint
 from jepa.config import ConfigError, to_dict
@@ -70,7 +70,9 @@ class EncoderRepresentation:
         with self.run.autocast():
             tokens = self.encoder(clip)
         tokens = tokens.float()
-        return Encoded(tokens, cell_means(tokens, self.grid, self.cells))
+        if self.cells == (1, 1, 1):
+            return Encoded(tokens, tokens.mean(dim=1))
+        return Encoded(tokens, pool_cells(tokens, self.grid, self.cells).flatten(1))
 
 
 class Pixels:

@@ -107,8 +107,7 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any]:
-    """Run an eval and write ``results.json`` and ``results.md`` to ``out`` (default:
-    ``RUN/evals/TASK-PROBES``).
+    """Run an eval and write ``results.json`` and ``results.md`` to ``out``, or to ``RUN/evals/TASK-PROBES``.
 
     Returns what the file holds: ``rows`` (dicts of ``evals.settings.Row``), ``table`` (Markdown), ``seconds`` per
     stage, the ``config``, and ``facts`` about encoder, clips and data. Several probes at once share the features.

@@ -46,16 +46,12 @@ def standardiser(x: Tensor, rows: Tensor, chunk: int = 256) -> tuple[Tensor, Ten
     return (mean + shift).float().to(x.device), inverse.float().to(x.device)
 
 
-def cell_means(tokens: Tensor, grid: TokenGrid, cells: tuple[int, int, int]) -> Tensor:
-    """Tokens ``[K, N, D]`` averaged within ``cells`` (time, rows, columns) parts of their grid and laid side by side:
-    ``[K, cells * D]``, cell by cell in token order. (1, 1, 1) is the mean over all tokens.
-    """
-    if cells == (1, 1, 1):
-        return tokens.mean(dim=1)
+def pool_cells(tokens: Tensor, grid: TokenGrid, cells: tuple[int, int, int]) -> Tensor:
+    """Tokens ``[K, N, D]`` averaged within ``cells`` (time, rows, columns) parts of their grid: ``[K, cells, D]``."""
     if any(count > size for count, size in zip(cells, grid, strict=True)):
         raise ValueError(f"cells {cells} must not exceed the token grid {tuple(grid)}")
     maps = tokens.transpose(1, 2).unflatten(2, tuple(grid))
-    return F.adaptive_avg_pool3d(maps, cells).flatten(2).transpose(1, 2).flatten(1)
+    return F.adaptive_avg_pool3d(maps, cells).flatten(2).transpose(1, 2)
 
 
 def arrange(x: Tensor, attentive: bool, token_pool: tuple[int, int, int], grid: TokenGrid | None) -> Tensor:
@@ -70,9 +66,8 @@ def arrange(x: Tensor, attentive: bool, token_pool: tuple[int, int, int], grid: 
         raise ValueError(f"token_pool {token_pool} needs the grid of the {x.shape[1]} tokens, not {grid}")
     if any(size % pool for size, pool in zip(grid, token_pool, strict=True)):
         raise ValueError(f"token_pool {token_pool} must divide the token grid {tuple(grid)}")
-    (t, h, w), (pt, ph, pw) = grid, token_pool
-    cells = x.view(len(x), t // pt, pt, h // ph, ph, w // pw, pw, x.shape[-1])
-    return cells.mean(dim=(2, 4, 6)).flatten(1, 3)
+    t, h, w = (size // pool for size, pool in zip(grid, token_pool, strict=True))
+    return pool_cells(x, grid, (t, h, w))
 
 
 def check(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, num_classes: int | None) -> int:
