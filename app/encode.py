@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jepa.checkpoint import atomic_write
-    from jepa.encode import encode, load
+    from jepa.encode import encode
+    from jepa.load import load
 
     out = Path(args.out)
     if out.suffix != ".npz":

@@ -6,7 +6,8 @@
 """
 
 # Not lazy: the function `encode` shares its name with its module, and whichever is bound last wins.
-from jepa.encode import encode, load
+from jepa.encode import encode
+from jepa.load import load
 from jepa.models.encoder import Encoder
 from jepa.types import Features
 

@@ -1,4 +1,4 @@
-"""``load`` an encoder and ``encode`` whatever a user has: files, folders, arrays, tensors.
+"""``encode`` whatever a user has: files, folders, arrays, tensors.
 
 Everything goes through the encoder's own clip: its frame rate, number of frames, resolution and normalisation, which
 are stored with the weights. Nothing has to be configured twice.
@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepa.checkpoint import CheckpointError, load_encoder
 from jepa.config import to_dict
 from jepa.data.batches import Failure, eval_batches
 from jepa.data.loader import eval_options
@@ -28,7 +27,8 @@ from jepa.data.sources import Source, SourceConfig, open_source
 from jepa.data.transforms import ClipTransform
 from jepa.data.video import VideoError
 from jepa.distributed import Run, choose_device, choose_precision
-from jepa.models.encoder import Encoder
+from jepa.load import load
+from jepa.models.base import ClipEncoder
 from jepa.types import Batch, ClipConfig, Features, TokenGrid
 
 log = logging.getLogger("jepa")
@@ -38,21 +38,9 @@ Inputs: TypeAlias = Item | Sequence[Item]
 _LISTS = (".csv", ".tsv", ".txt", ".npy", ".npz")
 
 
-def load(name_or_path: str | Path, weights: Literal["target_encoder", "encoder"] = "target_encoder") -> Encoder:
-    """The encoder of a run directory (its newest checkpoint) or of a checkpoint file, on the CPU, in eval mode.
-
-    ``weights``: the EMA target encoder, or the context encoder. Raises ``CheckpointError`` (a ``ValueError``) naming
-    the path when it is missing, damaged or no checkpoint of this toolkit.
-    """
-    text = os.fspath(name_or_path)
-    if not os.path.exists(text) and os.sep not in text and not text.endswith((".pt", ".pth")):
-        raise CheckpointError(f"unknown model {text!r}: give a run directory or a checkpoint file")
-    return load_encoder(text, weights)
-
-
 def encode(
     inputs: Inputs,
-    model: Encoder | str | Path,
+    model: ClipEncoder | str | Path,
     batch_size: int = 8,
     device: str = "auto",
     layers: Sequence[int] | None = None,
@@ -89,7 +77,7 @@ def encode(
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
     place = choose_device(device)
     run = Run(place, choose_precision(precision, place))
-    model = (model if isinstance(model, Encoder) else load(model)).to(place).eval()
+    model = (model if isinstance(model, ClipEncoder) else load(model)).to(place).eval()
     feed = _Feed(model.clip, batch_size, segments, normalised, on_error == "skip", place, [])
     tokens: list[Tensor] = []
     clips: list[_Origin] = []
@@ -119,7 +107,7 @@ def tubelet_times(start_s: Sequence[float], end_s: Sequence[float], grid: TokenG
 
 
 @torch.inference_mode()
-def _tokens(model: Encoder, clip: Tensor, layers: Sequence[int] | None, run: Run) -> Tensor:
+def _tokens(model: ClipEncoder, clip: Tensor, layers: Sequence[int] | None, run: Run) -> Tensor:
     """Float clip [B, C, T, H, W] to tokens [B, N, D] (or the chosen layers side by side), float32 on the CPU."""
     with run.autocast():
         tokens = model(clip) if layers is None else torch.cat(model(clip, layers=layers), dim=-1)

@@ -9,15 +9,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("jepa.types", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging"),
+    ("jepa.types", "jepa.features", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging"),
     ("jepa.models", "jepa.masks"),
     ("jepa.data", "jepa.objectives", "jepa.planning"),
-    ("jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.encode"),
+    (
+        "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
+        "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.encode", "jepa.streaming", "jepa.search",
+        "jepa.predict",
+    ),
     ("evals",),
     ("app",),
 )
 HOMES = {
     "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
+    "timm": "jepa/models/timm_encoder.py", "transformers": "jepa/export/", "onnx": "jepa/export/",
+    "huggingface_hub": "jepa/pretrained/download.py", "pyarrow": "jepa/features/", "faiss": "jepa/search.py",
     "sklearn": "evals/sklearn_bridge.py", "tensorboard": "jepa/logging.py",
     "torch.utils.tensorboard": "jepa/logging.py",
 }  # fmt: skip

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
 from torch import Tensor, nn
 
 from jepa.config import suggest
+from jepa.models.base import ClipEncoder
 from jepa.models.layers import Block, Init, check_width, init_weights, run_block
 from jepa.models.positions import SinCos
 from jepa.models.rope import rope_table
@@ -61,7 +62,7 @@ class EncoderConfig:
         return SIZES[self.size]._replace(**{name: value for name, value in own.items() if value is not None})
 
 
-class Encoder(nn.Module):
+class Encoder(ClipEncoder):
     """Clip ``[B, C, T, H, W]`` to tokens ``[B, N, D]``, or to the context tokens ``[B, Nc, D]`` alone.
 
     ``clip`` is the native clip: it fixes ``grid`` (an error names a crop or length that does not divide), but any
@@ -86,14 +87,7 @@ class Encoder(nn.Module):
         """Token grid of a clip of shape ``[..., C, T, H, W]``. Raises ``ValueError`` if patches do not divide it."""
         return self.patch_embed.grid_of(clip_shape)
 
-    @overload
-    def forward(self, clip: Tensor, context_ids: Tensor | None = None, layers: None = None) -> Tensor: ...
-    @overload
-    def forward(self, clip: Tensor, context_ids: Tensor | None, layers: Sequence[int]) -> list[Tensor]: ...
-    @overload
-    def forward(self, clip: Tensor, context_ids: Tensor | None = None, *, layers: Sequence[int]) -> list[Tensor]: ...
-
-    def forward(
+    def forward(  # type: ignore[override]  # the base's overloads say which of the two it returns
         self, clip: Tensor, context_ids: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         """Encode ``clip`` (float ``[B, C, T, H, W]``, normalised).
@@ -113,7 +107,7 @@ class Encoder(nn.Module):
         else:
             table = self.positions(grid)
             x = x + (table if context_ids is None else table[context_ids]).to(x.dtype)
-        wanted = [self.depth - 1] if layers is None else [self._layer_number(layer) for layer in layers]
+        wanted = [self.depth - 1] if layers is None else [self.layer_number(layer) for layer in layers]
         recompute = self.config.activation_checkpointing and self.training
         outputs: dict[int, Tensor] = {}
         for number in range(max(wanted) + 1):
@@ -121,8 +115,3 @@ class Encoder(nn.Module):
             if number in wanted:
                 outputs[number] = self.norm(x)
         return outputs[self.depth - 1] if layers is None else [outputs[number] for number in wanted]
-
-    def _layer_number(self, layer: int) -> int:
-        if not -self.depth <= layer < self.depth:
-            raise ValueError(f"layers names block {layer}, but the encoder has blocks 0 to {self.depth - 1}")
-        return layer % self.depth
