@@ -1,4 +1,4 @@
-"""Pictures for reports, as data URIs: curves (SVG), stills (PNG), clips (animated GIF). Frames are uint8 RGB."""
+"""Pictures for reports, as data URIs: curves (SVG), stills (PNG, JPEG), clips (animated GIF). Frames are uint8 RGB."""
 
 from __future__ import annotations
 
@@ -78,6 +78,13 @@ def png(picture: Frames) -> str:
     data = io.BytesIO()
     Image.fromarray(picture).save(data, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def jpeg(picture: Frames, quality: int = 80) -> str:
+    """``[H, W, 3]`` to a JPEG data URI: a tenth of a PNG's size for photographs."""
+    data = io.BytesIO()
+    Image.fromarray(picture).save(data, format="JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def gif(frames: Frames, fps: float) -> str:

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from evals import drawing, metrics, page
 from evals.harness import FeatureSet
 from evals.labelled import Labelled
 from evals.preprocess import standardiser
-from evals.sklearn_bridge import nearest
+from jepa.search import nearest
 from jepa.types import ClipConfig
 
 COUNT = 5
@@ -33,7 +34,9 @@ def find_neighbours(train: Mapping[str, FeatureSet], test: Mapping[str, FeatureS
     for name, features in train.items():
         mean, inverse = standardiser(features.vectors, torch.arange(len(features.vectors)))
         bank, queries = ((x.vectors - mean) * inverse for x in (features, test[name]))
-        found[name] = torch.from_numpy(nearest(bank.numpy(), queries.numpy(), count))
+        # A collapsed encoder's vectors are zero: they are as near to any other (0), and no reason to stop.
+        directions = normalize(bank), normalize(queries)
+        found[name] = torch.from_numpy(nearest(*directions, count, "dot").ids)
     first = next(iter(train))
     return Neighbours(found, train[first].items, test[first].items)
 

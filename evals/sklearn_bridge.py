@@ -1,4 +1,4 @@
-"""Everything that needs scikit-learn: the digits, and two classical classifiers. No other file imports it."""
+"""Everything that needs scikit-learn: the digits, two classical classifiers, t-SNE. No other file imports it."""
 
 from __future__ import annotations
 
@@ -64,12 +64,18 @@ def knn(
     return _widen(model.predict_proba(queries), model.classes_, num_classes)
 
 
-def nearest(features: NDArray[np.float32], queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Positions in ``features`` ``[K, D]`` of the ``count`` nearest rows by cosine, ``[Q, count]``, nearest first."""
-    from sklearn.neighbors import NearestNeighbors
+def tsne(features: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
+    """Places ``[K, 2]`` of features ``[K, D]`` in the plane that keep neighbours (by cosine) together.
 
-    model = NearestNeighbors(n_neighbors=min(count, len(features)), metric="cosine").fit(features)
-    return model.kneighbors(queries, return_distance=False).astype(np.int64)
+    L. van der Maaten and G. Hinton, "Visualizing Data using t-SNE", JMLR 2008, started from the principal components.
+    Perplexity 30, less for fewer than 91 rows. Needs at least 4 rows.
+    """
+    from sklearn.manifold import TSNE
+
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.where(lengths > 0, lengths, 1)  # of unit vectors, Euclidean neighbours are those by cosine
+    model = TSNE(perplexity=min(30.0, (len(features) - 1) / 3), init="pca", random_state=seed)
+    return model.fit_transform(unit).astype(np.float32)
 
 
 def _widen(probabilities: NDArray[np.float64], seen: NDArray[np.int64], num_classes: int) -> Predictions:

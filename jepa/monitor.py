@@ -241,11 +241,23 @@ def tubelet_frames(clip: Tensor, grid: TokenGrid, config: ClipConfig, least: int
 def pca_colours(tokens: Tensor) -> Tensor:
     """Features ``[..., D]`` to their first three principal components, each scaled to [0, 1]: ``[..., 3]``."""
     flat = tokens.flatten(0, -2).double()
-    flat = flat - flat.mean(dim=0)
-    _, vectors = torch.linalg.eigh(flat.T @ flat)
-    main = flat @ vectors[:, -3:].flip(-1)
+    mean, axes = principal_axes(flat, 3)
+    main = (flat - mean) @ axes
     low, high = main.quantile(0.02, dim=0), main.quantile(0.98, dim=0)
     return ((main - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float().unflatten(0, tokens.shape[:-1])
+
+
+def principal_axes(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean ``[D]`` and the first ``count`` principal axes ``[D, count]`` of ``rows`` ``[N, D]``, float64.
+
+    An axis has length 1 and points so that its entry of largest magnitude is positive: the same rows give the same
+    signs, whatever the linear algebra library.
+    """
+    rows = rows.double()
+    mean = rows.mean(dim=0)
+    axes = torch.linalg.eigh((rows - mean).T @ (rows - mean)).eigenvectors[:, -count:].flip(-1)
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    return mean, axes * largest.sign()
 
 
 def _pca_picture(encoder: Encoder, clip: Tensor, frames: Picture, grid: TokenGrid) -> Picture:

@@ -20,6 +20,7 @@ from jepa.monitor import (
     mean_cosine,
     pca_colours,
     pictures,
+    principal_axes,
     rankme,
 )
 from jepa.objectives import MaskedConfig, MaskedObjective
@@ -142,6 +143,17 @@ def test_pca_colours_follow_the_main_component() -> None:
     assert colours.shape == (1, 50, 3)
     correlation = torch.corrcoef(torch.stack((colours[0, :, 0], height)))[0, 1]
     assert correlation.abs() > 0.99
+
+
+def test_principal_axes_are_those_of_the_svd_with_fixed_signs() -> None:
+    rows = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7) + 3
+    mean, axes = principal_axes(rows, 3)
+    expected = np.linalg.svd(rows.numpy() - rows.numpy().mean(0), full_matrices=False)[2][:3]
+    np.testing.assert_allclose(mean, rows.numpy().mean(0))
+    for axis, other in zip(axes.T.numpy(), expected):
+        np.testing.assert_allclose(axis, other * np.sign(other[np.abs(other).argmax()]), atol=1e-10)
+    for same in (rows.flip(0), rows.float(), 2 * mean - rows):  # the last turns every axis round, without a rule
+        torch.testing.assert_close(principal_axes(same, 3)[1], axes, atol=1e-5, rtol=0)
 
 
 def test_pictures_show_what_is_kept(objective: MaskedObjective, batch: Batch) -> None:

@@ -26,6 +26,13 @@ def test_a_class_without_training_rows_gets_probability_zero() -> None:
         np.testing.assert_allclose(fitted.probabilities.sum(axis=1), 1.0, rtol=1e-6)
 
 
-def test_nearest_is_by_angle_not_by_length() -> None:
-    bank = np.array([[1.0, 0.0], [0.0, 1.0], [10.0, 1.0]], dtype=np.float32)
-    assert sklearn_bridge.nearest(bank, np.array([[5.0, 0.1]], dtype=np.float32), 2).tolist() == [[0, 2]]
+def test_tsne_keeps_clusters_by_direction_together() -> None:
+    rng = np.random.default_rng(0)
+    directions = np.repeat(np.eye(3, 8), 20, axis=0) + 0.05 * rng.normal(size=(60, 8))
+    features = (directions * rng.uniform(0.1, 10, (60, 1))).astype(np.float32)  # lengths say nothing
+    places = sklearn_bridge.tsne(features)
+    assert places.shape == (60, 2)
+    distances = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    nearest = np.argsort(distances, axis=1)[:, 1:6] // 20
+    assert (nearest == np.arange(60)[:, None] // 20).all()
+    np.testing.assert_array_equal(sklearn_bridge.tsne(features), places)
