@@ -7,8 +7,8 @@
 
 # Not lazy: the function `encode` shares its name with its module, and whichever is bound last wins.
 from jepa.encode import encode
+from jepa.features import Features, open_features
 from jepa.load import load
 from jepa.models.encoder import Encoder
-from jepa.types import Features
 
-__all__ = ["Encoder", "Features", "encode", "load"]
+__all__ = ["Encoder", "Features", "encode", "load", "open_features"]

@@ -27,9 +27,10 @@ from jepa.data.sources import Source, SourceConfig, open_source
 from jepa.data.transforms import ClipTransform
 from jepa.data.video import VideoError
 from jepa.distributed import Run, choose_device, choose_precision
+from jepa.features import Features, tubelet_times
 from jepa.load import load
 from jepa.models.base import ClipEncoder
-from jepa.types import Batch, ClipConfig, Features, TokenGrid
+from jepa.types import Batch, ClipConfig
 
 log = logging.getLogger("jepa")
 
@@ -96,14 +97,8 @@ def encode(
         "clip": to_dict(model.clip), "segments": segments, "layers": None if layers is None else list(layers),
         "precision": run.precision, "normalised_by_caller": normalised, "failed": feed.failed,
     }  # fmt: skip
-    return Features(torch.cat(tokens), grid, start_s, end_s, tuple(c.source for c in clips), metadata)
-
-
-def tubelet_times(start_s: Sequence[float], end_s: Sequence[float], grid: TokenGrid) -> tuple[Tensor, Tensor]:
-    """Start and end of every tubelet, float64 ``[B, t]``: each clip's seconds ``[B]`` in ``grid.t`` equal parts."""
-    start, end = (torch.tensor(list(x), dtype=torch.float64)[:, None] for x in (start_s, end_s))
-    edges = start + (end - start) * torch.linspace(0, 1, grid.t + 1, dtype=torch.float64)
-    return edges[:, :-1], edges[:, 1:]
+    sources = tuple(c.source for c in clips)
+    return Features(torch.cat(tokens), grid, start_s, end_s, sources, metadata, tuple(layers or ()))
 
 
 @torch.inference_mode()

@@ -138,34 +138,6 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
 
 
-class Features(NamedTuple):
-    """Frozen features of a batch of clips.
-
-    ``tokens`` ``[B, N, D]``; ``grid`` the token grid with ``grid.size == N``; ``start_s`` and ``end_s`` float64
-    ``[B, t]``: the time that every tubelet covers in its video, in seconds; ``sources``: where each clip came from;
-    ``metadata``: what the preprocessing did.
-    """
-
-    tokens: Tensor
-    grid: TokenGrid
-    start_s: Tensor | None = None
-    end_s: Tensor | None = None
-    sources: tuple[str, ...] = ()
-    metadata: dict[str, object] = {}  # noqa: RUF012 - a NamedTuple default is never mutated
-
-    def pooled(self) -> Tensor:
-        """Mean over tokens, ``[B, D]``."""
-        return self.tokens.mean(dim=1)
-
-    def maps(self) -> Tensor:
-        """Tokens on their lattice, ``[B, t, h, w, D]``."""
-        return self.tokens.unflatten(1, tuple(self.grid))
-
-    def numpy(self):  # type: ignore[no-untyped-def]
-        """Tokens as a float32 numpy array ``[B, N, D]``."""
-        return self.tokens.float().cpu().numpy()
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
     """The clip that an encoder eats; stored with every checkpoint, so that features are always made the same way.

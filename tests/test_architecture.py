@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("jepa.types", "jepa.features", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging"),
+    (
+        "jepa.types", "jepa.features", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging", "jepa.files",
+        "jepa.tensorfiles",
+    ),
     ("jepa.models", "jepa.masks"),
     ("jepa.data", "jepa.objectives", "jepa.planning"),
     (

@@ -14,7 +14,8 @@ from jepa.config import ConfigError, to_dict
 from jepa.data.prepare import write_video
 from jepa.data.transforms import ClipTransform
 from jepa.data.video import VideoError, open_video
-from jepa.encode import encode, tubelet_times
+from jepa.encode import encode
+from jepa.features import tubelet_times
 from jepa.load import load
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.types import Batch, ClipConfig, TokenGrid

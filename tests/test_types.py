@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa.types import Batch, ClipConfig, Features, Mask, TokenGrid
+from jepa.types import Batch, ClipConfig, Mask, TokenGrid
 
 
 def test_coordinates_are_time_row_column():
@@ -30,15 +30,6 @@ def test_batch_chunks_and_moves_everything_that_belongs_together():
     assert first.size is None
     with pytest.raises(ValueError, match="4 clips does not split into 3"):
         batch.chunk(3)
-
-
-def test_features_pool_and_map():
-    tokens = torch.arange(24.0).view(1, 12, 2)
-    features = Features(tokens, TokenGrid(3, 2, 2))
-    assert torch.equal(features.pooled(), tokens.mean(1))
-    assert features.maps().shape == (1, 3, 2, 2, 2)
-    assert torch.equal(features.maps()[0, 2, 1, 0], tokens[0, 10])
-    assert features.numpy().dtype == "float32"
 
 
 @pytest.mark.parametrize(
