@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -138,6 +138,10 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
 
 
+Fit = Literal["crop", "keep", "stretch"]
+Interpolation = Literal["bilinear", "bicubic"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipConfig:
     """The clip that an encoder eats; stored with every checkpoint, so that features are always made the same way.
@@ -145,8 +149,10 @@ class ClipConfig:
     Frames are chosen by exactly one of ``fps`` (frames per second), ``frame_step`` (every n-th frame of the file) or
     ``duration_s`` (``num_frames`` spread evenly over so many seconds). ``num_frames`` 1 is an image.
     ``crop_size`` is the side of the square crop in pixels; ``short_side`` is the length that the video's shorter side
-    is brought to before a centred crop (``None``: ``crop_size``). ``mean`` and ``std`` are per colour channel, of
-    values in [0, 1].
+    is brought to before a centred crop (``None``: ``crop_size``). ``fit`` says how a picture that is not square meets
+    an encoder: "crop" (the centred square), "keep" (shape kept: the shorter side becomes ``crop_size``, and both are
+    cut to whole patches) or "stretch" (to the square). ``interpolation`` is that of every resizing, antialiased.
+    ``mean`` and ``std`` are per colour channel, of values in [0, 1].
     """
 
     num_frames: int = 16
@@ -155,6 +161,8 @@ class ClipConfig:
     duration_s: float | None = None
     crop_size: int = 224
     short_side: int | None = None
+    fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -169,5 +177,10 @@ class ClipConfig:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.short_side is not None and self.short_side < self.crop_size:
             raise ValueError(f"short_side {self.short_side} must not be smaller than crop_size {self.crop_size}")
+        if self.fit != "crop" and self.short_side is not None:
+            raise ValueError(f"short_side {self.short_side} has no meaning with fit {self.fit!r}: leave it out")
+        for name, known in (("fit", get_args(Fit)), ("interpolation", get_args(Interpolation))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, not {self.std}")

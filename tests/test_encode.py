@@ -161,7 +161,7 @@ def _clip_shape(model: Encoder) -> tuple[int, int, int]:
 
 
 def test_load_names_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"unknown model 'vit_hugo'.*run directory or a checkpoint"):
+    with pytest.raises(CheckpointError, match="unknown model 'vit_hugo'"):
         load("vit_hugo")
     with pytest.raises(CheckpointError, match="nowhere"):
         load(tmp_path / "nowhere")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jepa.config import from_dict, to_dict
 from jepa.types import Batch, ClipConfig, Mask, TokenGrid
 
 
@@ -41,8 +42,18 @@ def test_batch_chunks_and_moves_everything_that_belongs_together():
         ({"num_frames": 0, "fps": 1}, "at least 1"),
         ({"num_frames": 1, "crop_size": 64, "short_side": 32}, "short_side 32 must not be smaller"),
         ({"num_frames": 1, "std": (0.0, 1.0, 1.0)}, "std must be positive"),
+        ({"num_frames": 1, "fit": "squash"}, "fit must be one of crop, keep, stretch, not 'squash'"),
+        ({"num_frames": 1, "interpolation": "nearest"}, "interpolation must be one of bilinear, bicubic"),
+        ({"num_frames": 1, "crop_size": 64, "short_side": 80, "fit": "keep"}, "short_side 80 has no meaning with fit"),
     ],
 )
 def test_clip_config_refuses_what_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         ClipConfig(**settings)
+
+
+def test_a_clip_config_of_an_older_checkpoint_gets_the_defaults():
+    stored = to_dict(ClipConfig(num_frames=1, crop_size=64))
+    del stored["fit"], stored["interpolation"]
+    clip = from_dict(ClipConfig, stored)
+    assert (clip.fit, clip.interpolation) == ("crop", "bilinear")

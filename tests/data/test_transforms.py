@@ -45,7 +45,7 @@ def test_resize_and_centre_crop_equal_interpolate_and_slice(height, width):
     top, left = (scaled[0] - 16) // 2, (scaled[1] - 16) // 2
     expected = full[..., top : top + 16, left : left + 16].unflatten(0, (2, 2)).transpose(1, 2)
     assert (pixels(ClipTransform(config)(batch).clip, config) - expected).abs().max() < 1.01  # uint8 rounds
-    exact = resample(batch.clip, ClipTransform(config).boxes(batch), 16)
+    exact = resample(batch.clip, ClipTransform(config).boxes(batch), (16, 16))
     torch.testing.assert_close(exact, expected, rtol=1e-4, atol=1e-2)
 
 
@@ -54,9 +54,29 @@ def test_the_accelerator_path_and_the_cpu_path_agree_with_augmentation():
     batch = batch_of(12, 24, 30)
     boxes = ClipTransform(config, AugmentConfig()).boxes(batch)
     assert 0 < int(boxes.flip.sum()) < 12
-    difference = (resample(batch.clip, boxes, 16) - resample_uint8(batch.clip, boxes, 16)).abs()
+    difference = (resample(batch.clip, boxes, (16, 16)) - resample_uint8(batch.clip, boxes, (16, 16))).abs()
     assert difference.max() < 2.5  # rounded after each of the two axes
     assert difference.mean() < 0.5
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 60), (61, 37), (12, 9)])
+@pytest.mark.parametrize("fit", ["crop", "keep", "stretch"])
+def test_bicubic_and_every_fit_equal_interpolate_and_slice(height, width, fit):
+    config = ClipConfig(num_frames=2, fps=1, crop_size=20, fit=fit, interpolation="bicubic")
+    batch = batch_of(2, height, width)
+    scaled = tuple(round(side * 20 / min(height, width)) for side in (height, width))
+    rows, columns = {"crop": (20, 20), "keep": (scaled[0] // 4 * 4, scaled[1] // 4 * 4), "stretch": (20, 20)}[fit]
+    scaled = (20, 20) if fit == "stretch" else scaled
+    frames = batch.clip.transpose(1, 2).flatten(0, 1).float()
+    full = F.interpolate(frames, size=scaled, mode="bicubic", antialias=True).clamp(0, 255)
+    top, left = (scaled[0] - rows) // 2, (scaled[1] - columns) // 2
+    expected = full[..., top : top + rows, left : left + columns].unflatten(0, (2, 2)).transpose(1, 2)
+    transform = ClipTransform(config, multiple=4)
+    made = pixels(transform(batch).clip, config)
+    assert made.shape[3:] == (rows, columns)
+    assert (made - expected).abs().mean() < 0.6  # uint8 rounds after each of the two axes
+    exact = resample(batch.clip, transform.boxes(batch), (rows, columns), "bicubic")
+    torch.testing.assert_close(exact, expected, rtol=1e-4, atol=0.02)
 
 
 def test_flip_mirrors():
@@ -96,7 +116,7 @@ def test_padding_never_shows():
     config = ClipConfig(num_frames=2, fps=1, crop_size=16)
     for augment in (AugmentConfig(), None):
         assert pixels(ClipTransform(config, augment)(batch).clip, config).min() > 254.9
-        assert resample(batch.clip, ClipTransform(config, augment).boxes(batch), 16).min() > 254.9
+        assert resample(batch.clip, ClipTransform(config, augment).boxes(batch), (16, 16)).min() > 254.9
 
 
 def test_crops_depend_on_the_seed_alone_not_on_the_batch():
