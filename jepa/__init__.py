@@ -10,5 +10,6 @@ from jepa.encode import encode
 from jepa.features import Features, open_features
 from jepa.load import load
 from jepa.models.encoder import Encoder
+from jepa.pretrained import list_models, load_pretrained
 
-__all__ = ["Encoder", "Features", "encode", "load", "open_features"]
+__all__ = ["Encoder", "Features", "encode", "list_models", "load", "load_pretrained", "open_features"]

@@ -11,15 +11,12 @@ Policy: the last ``keep_last`` are kept, and every one whose step is a multiple 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
-import os
-import pickle
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,15 +26,13 @@ import yaml
 from torch import Tensor
 
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
+from jepa.files import atomic_write
 from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.tensorfiles import CheckpointError, load_strictly, read_torch_file
 from jepa.types import ClipConfig
 
 FORMAT = 1
 _REQUIRED = ("format", "step", "config", "clip", "encoder_config", "objective")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written, found or read; the message names the file."""
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -66,25 +61,6 @@ def save_checkpoint(
         ) from error
     prune(run_dir, keep_last, keep_every)
     return path
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Any]:
-    """A binary file that appears at ``path`` complete and on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # it is still there only if something failed
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the rename itself must survive a power cut
-    finally:
-        os.close(directory)
 
 
 def prune(run_dir: str | Path, keep_last: int, keep_every: int | None) -> None:
@@ -147,14 +123,7 @@ def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     ``mmap``: map tensors from the file, so that only those in use are read.
     """
     path = find_checkpoint(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of this toolkit; remove it to continue from an earlier one"
-        ) from error
+    state = read_torch_file(path, mmap=mmap)
     missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(f"{path} is not a checkpoint of this toolkit: it lacks {', '.join(missing)}")
@@ -177,22 +146,6 @@ def load_encoder(path: str | Path, weights: Literal["target_encoder", "encoder"]
     encoder = Encoder(from_dict(EncoderConfig, state["encoder_config"]), from_dict(ClipConfig, state["clip"]))
     load_strictly(encoder, own, path)
     return encoder.eval().requires_grad_(False)
-
-
-def load_strictly(module: torch.nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """``load_state_dict`` with a short message. Raises ``CheckpointError`` naming the first keys that do not fit."""
-    own = module.state_dict()
-    wrong = [f"{k} is missing" for k in own if k not in tensors]
-    wrong += [f"{k} is unexpected" for k in tensors if k not in own]
-    wrong += [
-        f"{k} has shape {tuple(tensors[k].shape)}, the model needs {tuple(t.shape)}"
-        for k, t in own.items()
-        if k in tensors and tensors[k].shape != t.shape
-    ]
-    if wrong:
-        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{path} does not fit the configured model: {'; '.join(wrong[:3])}{more}")
-    module.load_state_dict(tensors)
 
 
 # ---- run directory ---------------------------------------------------------------------------------------------------

@@ -1,22 +1,61 @@
-"""``load``: an encoder by name, run directory or file."""
+"""``load``: an encoder by name, run directory, file or folder."""
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
-from typing import Literal
 
 from jepa.checkpoint import CheckpointError, load_encoder
 from jepa.models.base import ClipEncoder
+from jepa.pretrained import load_pretrained
+from jepa.pretrained.layouts import recognise
+from jepa.pretrained.zoo import MODELS
+from jepa.tensorfiles import read_torch_file
 
 
-def load(name_or_path: str | Path, weights: Literal["target_encoder", "encoder"] = "target_encoder") -> ClipEncoder:
-    """The encoder of a run directory (its newest checkpoint) or of a checkpoint file, on the CPU, in eval mode.
+def load(name_or_path: str | Path, weights: str = "target_encoder") -> ClipEncoder:
+    """A frozen encoder, on the CPU, in eval mode, with its own preprocessing (``.clip``).
 
-    ``weights``: the EMA target encoder, or the context encoder. Raises ``CheckpointError`` (a ``ValueError``) naming
-    the path when it is missing, damaged or no checkpoint of this toolkit.
+    ``name_or_path``: a run directory (its newest checkpoint) or a checkpoint file of this toolkit; the name of a
+    published model (``jepa models``), downloaded once; a folder in the ``transformers`` layout; or ``timm:NAME``, any
+    vision model of timm. Other published files: ``jepa.load_pretrained(path, family=..., ...)``.
+    ``weights``: "target_encoder" (the EMA) or "encoder" (the context encoder), where a checkpoint has both.
+
+    Raises ``CheckpointError`` (a ``ValueError``) naming the path when it is missing, damaged or of another layout.
     """
     text = os.fspath(name_or_path)
-    if not os.path.exists(text) and os.sep not in text and not text.endswith((".pt", ".pth")):
-        raise CheckpointError(f"unknown model {text!r}: give a run directory or a checkpoint file")
-    return load_encoder(text, weights)
+    if text.startswith("timm:"):
+        from jepa.models.timm_encoder import timm_encoder
+
+        return timm_encoder(text.removeprefix("timm:"))
+    if not os.path.exists(text):
+        return _load_published(text, weights)
+    if os.path.isfile(os.path.join(text, "config.json")):
+        encoder = load_pretrained(text, "transformers").encoder
+        assert encoder is not None, "every folder of this layout has one"
+        return encoder
+    try:
+        return load_encoder(text, weights)  # type: ignore[arg-type]
+    except CheckpointError:
+        family = recognise(read_torch_file(text, mmap=True)) if os.path.isfile(text) else None
+        if family is None:
+            raise
+        raise CheckpointError(
+            f"{text} looks like a published {family} checkpoint, which does not say its own architecture: use "
+            f"jepa.load_pretrained({text!r}, family={family!r}, embed_dim=..., depth=..., num_heads=..., ...)"
+        ) from None
+
+
+def _load_published(name: str, weights: str) -> ClipEncoder:
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise CheckpointError(
+            f"unknown model {name!r}{hint}: give a run directory, a checkpoint file, timm:NAME, or a name that "
+            "`jepa models` lists"
+        )
+    encoder = load_pretrained(name, weights=None if weights == "target_encoder" else weights).encoder
+    if encoder is None:
+        raise CheckpointError(f"{name} is a probe, not an encoder: load it by jepa.load_pretrained({name!r}).probe")
+    return encoder

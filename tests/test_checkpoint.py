@@ -104,7 +104,7 @@ def test_half_written_files_are_ignored_and_swept(tmp_path: Path) -> None:
 def test_damaged_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "step_00000001.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"step_00000001.pt is damaged or not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"step_00000001.pt is (damaged or not a checkpoint|empty \(0 bytes\))"):
         load_checkpoint(path)
 
 
@@ -121,7 +121,7 @@ def test_foreign_code_and_foreign_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="lacks format, step"):
         load_checkpoint(path)
     torch.save({"optimizer": torch.nn.Linear(1, 1)}, path)  # would run code on loading
-    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+    with pytest.raises(CheckpointError, match="is refused: besides tensors"):
         load_checkpoint(path)
     torch.save({**state(), "step": 1, "format": 99}, path)
     with pytest.raises(CheckpointError, match="format 99"):

@@ -5,21 +5,26 @@ Shape legend: B batch, N tokens, Nq queries, D width, H heads, E head width.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from jepa.models.linear import Linear, attend, linear
+from jepa.models.linear import Linear, attend, attend_steps, linear
 from jepa.models.rope import rotate, rotate_qkv
 
 Init = Literal["trunc_normal", "xavier"]
+MlpKind = Literal["gelu", "swiglu", "swiglu_full"]  # swiglu_full: not cut to two thirds of the hidden width
+MLP_KINDS = get_args(MlpKind)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, ``[B, N, D]`` to ``[B, Nq, D]``. ``num_queries``: only the last so many tokens ask."""
+    """Multi-head self-attention, ``[B, N, D]`` to ``[B, Nq, D]``. ``num_queries``: only the last so many tokens ask.
+
+    ``steps``: the tokens are so many equal parts in time, and none sees a later part.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -27,13 +32,16 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x: Tensor, rope: Tensor | None, num_queries: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None
+    ) -> Tensor:
         if num_queries is None:
             qkv = self.qkv(x)
             dtype = qkv.dtype
             qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
             q, k, v = qkv.unbind(2) if rope is None else rotate_qkv(qkv, rope)
         else:
+            assert steps is None, "the last tokens of block-causal steps are not asked for anywhere"
             dim = x.shape[-1]
             q = linear(x[:, -num_queries:], self.qkv.weight[:dim], self.qkv.bias[:dim])
             kv = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
@@ -42,7 +50,8 @@ class Attention(nn.Module):
             k, v = kv.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
             if rope is not None:
                 q, k = rotate(q, rope[:, -num_queries:]), rotate(k, rope)
-        return self.proj(attend(q, k, v).flatten(2).to(dtype))
+        mixed = attend(q, k, v) if steps is None else attend_steps(q, k, v, steps)
+        return self.proj(mixed.flatten(2).to(dtype))
 
 
 class Mlp(nn.Module):
@@ -57,27 +66,59 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class SwiGlu(nn.Module):
+    """Gated MLP (arXiv 2002.05202): ``fc3(silu(fc1(x)) * fc2(x))``.
+
+    ``wide``: two thirds of ``hidden_dim``, rounded up to a multiple of 8, which keeps the parameters of ``Mlp``.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, wide: bool) -> None:
+        super().__init__()
+        if wide:
+            hidden_dim = -(-(2 * hidden_dim // 3) // 8) * 8
+        self.fc1 = Linear(dim, hidden_dim)
+        self.fc2 = Linear(dim, hidden_dim)
+        self.fc3 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
+
+
 class Block(nn.Module):
     """Pre-norm transformer block, ``[B, N, D]`` to ``[B, N, D]``, or to ``[B, num_queries, D]`` for the last tokens."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, mlp: MlpKind = "gelu", norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, round(dim * mlp_ratio))
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = build_mlp(dim, mlp_ratio, mlp)
 
-    def forward(self, x: Tensor, rope: Tensor | None, num_queries: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None
+    ) -> Tensor:
         residual = x if num_queries is None else x[:, -num_queries:]
-        x = residual + self.attn(self.norm1(x), rope, num_queries)
+        x = residual + self.attn(self.norm1(x), rope, num_queries, steps)
         return x + self.mlp(self.norm2(x))
 
 
-def run_block(block: nn.Module, x: Tensor, rope: Tensor | None, num_queries: int | None, recompute: bool) -> Tensor:
-    """``block(x, rope, num_queries)``; with ``recompute`` its activations are computed again in backward, not kept."""
+def build_mlp(dim: int, mlp_ratio: float, kind: MlpKind) -> Mlp | SwiGlu:
+    """The block's MLP. Raises ``ValueError`` for an unknown kind."""
+    hidden = round(dim * mlp_ratio)
+    if kind not in MLP_KINDS:
+        raise ValueError(f"mlp {kind!r} is unknown; known: {', '.join(MLP_KINDS)}")
+    return Mlp(dim, hidden) if kind == "gelu" else SwiGlu(dim, hidden, wide=kind == "swiglu")
+
+
+def run_block(
+    block: nn.Module, x: Tensor, rope: Tensor | None, num_queries: int | None, recompute: bool, steps: int | None = None
+) -> Tensor:
+    """``block(x, rope, num_queries, steps)``; with ``recompute`` its activations are computed again in backward."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x, rope, num_queries, use_reentrant=False)
-    return block(x, rope, num_queries)
+        return checkpoint(block, x, rope, num_queries, steps, use_reentrant=False)
+    return block(x, rope, num_queries, steps)
 
 
 def init_weights(model: nn.Module, blocks: nn.ModuleList, kind: Init = "trunc_normal") -> None:
@@ -102,7 +143,8 @@ def init_weights(model: nn.Module, blocks: nn.ModuleList, kind: Init = "trunc_no
         for number, block in enumerate(blocks, start=1):
             assert isinstance(block, Block)
             block.attn.proj.weight.div_((2.0 * number) ** 0.5)
-            block.mlp.fc2.weight.div_((2.0 * number) ** 0.5)
+            last = block.mlp.fc2 if isinstance(block.mlp, Mlp) else block.mlp.fc3
+            last.weight.div_((2.0 * number) ** 0.5)
 
 
 def check_width(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, position: str, owner: str) -> None:
@@ -122,5 +164,5 @@ def check_width(embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, po
             f"{owner}: rotary positions need an even head width of at least 6, but embed_dim {embed_dim} over "
             f"num_heads {num_heads} gives {head_dim}"
         )
-    if position == "sincos" and embed_dim % 4:
+    if position in ("sincos", "table") and embed_dim % 4:
         raise ValueError(f"{owner}: sine-cosine positions need embed_dim divisible by 4, not {embed_dim}")

@@ -53,3 +53,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2)
+
+
+def attend_steps(q: Tensor, k: Tensor, v: Tensor, steps: int) -> Tensor:
+    """Block-causal attention: the tokens of a step see their own step and all earlier ones; ``[B, N, H, E]``.
+
+    ``N`` is ``steps`` equal parts. Step by step, so that no N x N mask exists: memory grows with N alone.
+    """
+    length = q.shape[1] // steps
+    if length * steps != q.shape[1]:
+        raise ValueError(f"{q.shape[1]} tokens are not {steps} equal steps")
+    ends = range(length, q.shape[1] + 1, length)
+    return torch.cat([attend(q[:, end - length : end], k[:, :end], v[:, :end]) for end in ends], dim=1)

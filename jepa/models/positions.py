@@ -1,4 +1,4 @@
-"""Fixed sine-cosine positions, computed from token coordinates instead of stored tables.
+"""Fixed sine-cosine positions, computed from token coordinates; and stored tables, as published models have them.
 
 Shape legend: N tokens, D width.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.types import TokenGrid
@@ -57,3 +58,41 @@ class SinCos(nn.Module):
         if grid == self.native:
             return self.table
         return sincos_positions(grid, self.native, self.dim).to(self.table.device)
+
+
+class PositionTable(nn.Module):
+    """A stored table ``[native.size, dim]`` (in the state dict), which starts as ``sincos_positions``.
+
+    For another grid the table itself is interpolated, as I-JEPA (bicubic) and V-JEPA (trilinear) do with theirs; of a
+    shorter clip on the native rows and columns the first tubelets' positions are taken, as V-JEPA does. High
+    frequencies are damped by interpolation, so this differs from ``SinCos`` off the native grid.
+    """
+
+    table: Tensor
+
+    def __init__(self, native: TokenGrid, dim: int) -> None:
+        super().__init__()
+        self.native = native
+        self.register_buffer("table", sincos_positions(native, native, dim))
+
+    def forward(self, grid: TokenGrid) -> Tensor:
+        """Positions of every token of ``grid``, float32 ``[grid.size, dim]``."""
+        native = self.native
+        if grid == native:
+            return self.table
+        if grid.h == native.h and grid.w == native.w and grid.t < native.t:
+            return self.table[: grid.size]
+        table = self.table.unflatten(0, tuple(native)).permute(3, 0, 1, 2)[None]  # [1, D, t, h, w]
+        if native.t == 1:  # an image model: the same positions in every frame
+            flat = F.interpolate(table[:, :, 0], size=(grid.h, grid.w), mode="bicubic")
+            table = flat[:, :, None].expand(-1, -1, grid.t, -1, -1)
+        else:
+            table = F.interpolate(table, size=tuple(grid), mode="trilinear")
+        return table[0].permute(1, 2, 3, 0).flatten(0, 2)
+
+
+def build_positions(position: str, native: TokenGrid, dim: int) -> SinCos | PositionTable | None:
+    """The module for "sincos" or "table"; rotary positions need none."""
+    if position == "rope":
+        return None
+    return SinCos(native, dim) if position == "sincos" else PositionTable(native, dim)

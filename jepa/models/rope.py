@@ -1,11 +1,18 @@
 """Rotary positions over time, row and column (3D RoPE): one float32 table per forward, shared by all layers.
 
-Source: RoFormer (arXiv 2104.09864), split over three axes as in V-JEPA 2 (arXiv 2506.09985, section 2.1). Here every
-pair (x_2m, x_2m+1) turns by one angle, so a rotation keeps norms, and a score depends only on coordinate differences.
+Source: RoFormer (arXiv 2104.09864), split over three axes as in V-JEPA 2 (arXiv 2506.09985, section 2.1). A head's
+dimensions come in pairs (x_2m, x_2m+1). With *interleaved* frequencies every pair turns by one angle, so a rotation
+keeps norms, and a score depends only on coordinate differences. The published V-JEPA 2 models *tile* the frequencies
+instead: the two halves of a pair use different ones, and neither property holds. What a model was trained with is part
+of its configuration (``RopeConfig``).
+
 Shape legend: B batch, N tokens, H heads, E head width.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,37 +21,88 @@ from torch.autograd.function import FunctionCtx
 from jepa.types import TokenGrid
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RopeConfig:
+    """``frequencies``: see the module's text. ``base_grid``: rows and columns of any grid are spread over the extent of
+    so many cells a side, ``corners`` matching the first and last cell (V-JEPA 2.1), ``cells`` their outer edges
+    (V-JEPA 2-AC). ``None``: cell k lies at k whatever the grid.
+    """
+
+    frequencies: Literal["interleaved", "tiled"] = "interleaved"
+    base_grid: int | None = None
+    spread: Literal["corners", "cells"] = "corners"
+
+    def __post_init__(self) -> None:
+        if self.frequencies not in ("interleaved", "tiled"):
+            raise ValueError(f"rope.frequencies must be 'interleaved' or 'tiled', not {self.frequencies!r}")
+        if self.spread not in ("corners", "cells"):
+            raise ValueError(f"rope.spread must be 'corners' or 'cells', not {self.spread!r}")
+        if self.base_grid is not None and self.base_grid < 2:
+            raise ValueError(f"rope.base_grid must be at least 2 cells a side, not {self.base_grid}")
+
+    def scale(self, cells: int) -> float:
+        """Distance between neighbouring rows or columns of a grid with so many ``cells`` on that side."""
+        if self.base_grid is None or cells == 1:
+            return 1.0
+        return self.base_grid / cells if self.spread == "cells" else (self.base_grid - 1) / (cells - 1)
+
+
+DEFAULT_ROPE = RopeConfig()
+
+
 def axis_dim(head_dim: int) -> int:
     """Head dimensions turned per axis: 2*floor(floor(head_dim/3)/2); what is left of the head is not turned."""
     return 2 * (head_dim // 3 // 2)
 
 
-def rope_table(grid: TokenGrid, ids: Tensor, head_dim: int) -> Tensor:
-    """Rotations of tokens ``ids`` (int64 ``[B or 1, N]``): (cos, sin) pairs, float32 ``[B or 1, N, E/2, 2]``.
+def rope_table(grid: TokenGrid, ids: Tensor, head_dim: int, config: RopeConfig = DEFAULT_ROPE) -> Tensor:
+    """(cos, sin) of tokens ``ids`` (int64 ``[B or 1, N]``), as ``coordinate_table`` gives them."""
+    coordinates = grid.coordinates(ids).float()
+    if config.base_grid is not None:
+        coordinates = coordinates * coordinates.new_tensor([1.0, config.scale(grid.h), config.scale(grid.w)])
+    return coordinate_table(coordinates, head_dim, config.frequencies)
 
-    Order t, h, w; omega_i = 10000^(-i/(d/2)), the same for every axis; the rest of the head has angle 0.
+
+def coordinate_table(coordinates: Tensor, head_dim: int, frequencies: str) -> Tensor:
+    """(cos, sin) for coordinates (t, h, w), float32 ``[B or 1, N, 3]``.
+
+    Order t, h, w; omega_i = 10000^(-i/(d/2)), the same for every axis; the rest of the head has angle 0. Interleaved:
+    one angle per pair, ``[B or 1, N, E/2, 2]``. Tiled: one per dimension, dimension j of an axis using omega of
+    j mod d/2, ``[B or 1, N, E, 2]``.
     """
     half = axis_dim(head_dim) // 2
-    omega = 10000.0 ** (-torch.arange(half, device=ids.device, dtype=torch.float32) / half)
-    angle = (grid.coordinates(ids)[..., None].float() * omega).flatten(-2)
-    angle = torch.nn.functional.pad(angle, (0, head_dim // 2 - 3 * half))
+    omega = 10000.0 ** (-torch.arange(half, device=coordinates.device, dtype=torch.float32) / half)
+    width = head_dim // 2
+    if frequencies == "tiled":
+        omega, width = omega.repeat(2), head_dim
+    angle = (coordinates[..., None] * omega).flatten(-2)
+    angle = torch.nn.functional.pad(angle, (0, width - angle.shape[-1]))
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turn ``x`` ``[B, N, H, E]`` by ``table`` ``[B or 1, N, E/2, 2]``; computed in float32, returned in x's dtype."""
+    """Turn ``x`` ``[B, N, H, E]`` by ``table`` ``[B or 1, N, E/2 or E, 2]``; in float32, returned in x's dtype."""
     cos, sin = table[:, :, None].unbind(-1)
+    if cos.shape[-1] == x.shape[-1]:  # tiled: the halves of a pair have angles of their own
+        cos_even, cos_odd = cos[..., ::2], cos[..., 1::2]
+        sin_even, sin_odd = sin[..., ::2], sin[..., 1::2]
+    else:
+        cos_even = cos_odd = cos
+        sin_even = sin_odd = sin
     even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(x.dtype)
+    turned = torch.stack((even * cos_even - odd * sin_even, even * sin_odd + odd * cos_odd), dim=-1)
+    return turned.flatten(-2).to(x.dtype)
 
 
 def rotate_qkv(qkv: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split ``qkv`` ``[B, N, 3, H, E]`` into q, k, v ``[B, N, H, E]`` with q and k turned by ``table``.
 
     On a CPU in eager mode one float32 complex product turns q and k together in a single pass over memory, and the
-    result is float32. Elsewhere, and under ``torch.compile``, which fuses it, the spelled-out formula is used.
+    result is float32. Elsewhere, and under ``torch.compile``, which fuses it, the spelled-out formula is used, as for
+    tiled frequencies, which are no complex product.
     """
-    if torch.compiler.is_compiling() or qkv.device.type != "cpu":
+    tiled = table.shape[-2] == qkv.shape[-1]
+    if tiled or torch.compiler.is_compiling() or qkv.device.type != "cpu":
         q, k, v = qkv.unbind(2)
         return rotate(q, table), rotate(k, table), v
     return _RotateQKV.apply(qkv.float(), table)

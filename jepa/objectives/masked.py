@@ -54,7 +54,7 @@ class MaskedObjective(Objective):
         self.encoder = Encoder(encoder, clip)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.predictor = Predictor(
-            config.predictor, self.encoder.embed_dim, self.encoder.grid, num_families, position=encoder.position
+            config.predictor, self.encoder.embed_dim, self.encoder.grid, num_families, encoder.position, encoder.rope,
         )
         self.num_families = num_families
 

@@ -189,7 +189,7 @@ def test_size_table(size: str) -> None:
         ({"embed_dim": 16}, "embed_dim 16 over num_heads 4 gives 4"),
         ({"depth": 0}, "depth 0"),
         ({"patch_size": 0}, "patch_size 0"),
-        ({"position": "learned"}, "'rope' or 'sincos', not 'learned'"),
+        ({"position": "learned"}, "rope, sincos, table, not 'learned'"),
         ({"position": "sincos", "embed_dim": 42, "num_heads": 2}, "divisible by 4, not 42"),
     ],
 )

@@ -1,0 +1,92 @@
+"""Files of tensors: read without running anybody's code, and put into a model strictly."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+_LISTED = 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, found or read; the message names the file."""
+
+
+def read_torch_file(path: str | Path, *, mmap: bool = False) -> Any:
+    """What ``torch.save`` wrote, on the CPU: tensors and plain containers only. Raises ``CheckpointError``.
+
+    ``mmap``: map tensors from the file, so that only those in use are read. A pickle that would call functions is
+    refused: loading it would run whatever its author wrote.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise CheckpointError(
+                f"{path} is refused: besides tensors it holds code or objects that would run when loaded"
+            ) from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint") from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is damaged or not a checkpoint") from error
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (mapped from the file) and metadata of a ``.safetensors`` file. Raises ``CheckpointError``."""
+    path = os.fspath(path)
+    try:
+        if os.path.getsize(path) == 0:
+            raise CheckpointError(f"{path} is empty (0 bytes): copy or download it again")
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What keeps ``tensors`` from being the module's state, as key to reason; empty when they are."""
+    own = module.state_dict()
+    wrong = {k: "is missing" for k in own if k not in tensors}
+    wrong |= {k: "is unexpected" for k in tensors if k not in own}
+    wrong |= {
+        k: f"has shape {tuple(tensors[k].shape)}, the model needs {tuple(t.shape)}"
+        for k, t in own.items()
+        if k in tensors and tensors[k].shape != t.shape
+    }
+    return wrong
+
+
+def load_strictly(
+    module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, *, part: str = "", allow: Sequence[str] = ()
+) -> dict[str, str]:
+    """``load_state_dict``, or a ``CheckpointError`` that lists the keys that do not fit, ``part`` before each.
+
+    ``allow``: patterns (``fnmatch``, of ``part.key`` or ``key``) of keys that may be missing, unexpected or
+    mis-shaped; these are left as the module has them and returned with the reason.
+    """
+    wrong = misfits(module, tensors)
+    named = {k: f"{part}.{k}" if part else k for k in wrong}
+    allowed = {k for k in wrong if any(fnmatch.fnmatchcase(n, a) for n in (named[k], k) for a in allow)}
+    refused = [f"{named[k]} {why}" for k, why in wrong.items() if k not in allowed]
+    if refused:
+        more = f" (and {len(refused) - _LISTED} more)" if len(refused) > _LISTED else ""
+        raise CheckpointError(f"{path} does not fit the configured model: {'; '.join(refused[:_LISTED])}{more}")
+    module.load_state_dict({k: t for k, t in tensors.items() if k not in wrong}, strict=not wrong)
+    return {named[k]: why for k, why in wrong.items()}
