@@ -26,9 +26,9 @@ def load(name_or_path: str | Path, weights: str = "target_encoder") -> ClipEncod
     """
     text = os.fspath(name_or_path)
     if text.startswith("timm:"):
-        from jepa.models.timm_encoder import timm_encoder
+        from jepa.models.timm_encoder import load_timm
 
-        return timm_encoder(text.removeprefix("timm:"))
+        return load_timm(text)
     if not os.path.exists(text):
         return _load_published(text, weights)
     if os.path.isfile(os.path.join(text, "config.json")):
