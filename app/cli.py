@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("app.train", "pretrain from a config, or continue the run in its run_dir"),
     "eval": ("evals.main", "probe a frozen encoder beside a random one and raw pixels"),
     "encode": ("app.encode", "turn videos, images or arrays into features"),
+    "models": ("app.models", "list the published checkpoints, show one in full, or bring it into the cache"),
     "data": ("app.data", "prepare videos for fast reading, or render the built-in ones"),
     "demo": ("app.demo", "the whole way on this machine: render videos, pretrain, probe, draw a report"),
 }

@@ -14,8 +14,8 @@ import os
 import shutil
 from pathlib import Path
 
-from jepa.checkpoint import CheckpointError
 from jepa.pretrained.zoo import PublishedModel
+from jepa.tensorfiles import CheckpointError
 
 logger = logging.getLogger(__name__)
 _TRUE = ("1", "true", "yes", "on")

@@ -143,12 +143,12 @@ def _vjepa_probes() -> Iterator[PublishedModel]:
 
 
 def _probe(
-    model: PublishedModel, short: str, *, depth: int, clip: ClipConfig, url: str, notes: str, **rest: Any
-) -> PublishedModel:
-    width, queries, classes = model.architecture["embed_dim"], rest.get("num_queries", 1), rest.get("num_classes", 0)
+    model: PublishedModel, short: str, *, depth: int, clip: ClipConfig, url: str, notes: str, queries: int = 1,
+    layers: tuple[int, ...] | None = None, **rest: Any,
+) -> PublishedModel:  # fmt: skip
+    width, classes = model.architecture["embed_dim"], rest.get("num_classes", 0)
     # A self-attention block has 12 D^2 weights; the cross-attention one has 11 (V-JEPA's stale projection left out).
     blocks = (12 * (depth - 1) + 11) * width**2 + (13 * (depth - 1) + 12) * width
-    layers = rest.pop("layers", None)
     return PublishedModel(
         name=f"{model.name}_{short}_probe", family="probe", clip=clip, url=url, notes=notes, layers=layers,
         architecture={"embed_dim": width, "num_heads": 16, "depth": depth, **rest}, encoder=model.name,
@@ -204,7 +204,7 @@ def _vjepa2_probes() -> Iterator[PublishedModel]:
             url=f"{folder}/{diving48}.pt", notes="Diving48; the published accuracy averages 4 clips x 3 views",
         )  # fmt: skip
         yield _probe(
-            model, "ek100", depth=4, clip=_clip(side, 32, fps=8.0), num_queries=3, url=f"{folder}/{ek100}.pt",
+            model, "ek100", depth=4, clip=_clip(side, 32, fps=8.0), queries=3, url=f"{folder}/{ek100}.pt",
             notes="EPIC-KITCHENS-100 anticipation; reads the encoder's tokens and the predictor's for 1 s ahead. The "
             "sizes of the verb, noun and action classifiers are in the file alone and not counted in the parameters",
         )  # fmt: skip
