@@ -206,3 +206,53 @@ def test_native_clip_that_does_not_divide() -> None:
         Encoder(CONFIG, ClipConfig(num_frames=4, fps=4, crop_size=18))
     with pytest.raises(ValueError, match=r"num_frames\) 5 is not divisible by tubelet_size 2; use 4 or 6"):
         Encoder(CONFIG, ClipConfig(num_frames=5, fps=4, crop_size=16))
+
+
+def test_levels_have_norms_of_their_own() -> None:
+    """Block n's output goes through the norm of the next level up; the last block's through the last one."""
+    encoder = build(levels=(0, 2))
+    clip = torch.randn(1, 3, 4, 16, 16)
+    raw: dict[int, Tensor] = {}
+    for number, block in enumerate(encoder.blocks):
+        block.register_forward_hook(lambda _m, _i, out, n=number: raw.__setitem__(n, out))
+    outputs = encoder(clip, layers=[0, 1, 2])
+    for number, norm in ((0, 0), (1, 1), (2, 1)):
+        torch.testing.assert_close(outputs[number], encoder.norms_block[norm](raw[number]))
+    torch.testing.assert_close(encoder(clip), outputs[2])
+    assert not any(name.startswith("norm.") for name in encoder.state_dict())
+
+
+def test_images_have_a_tokenizer_and_a_modality_of_their_own() -> None:
+    encoder = build(image_tokenizer=True, modality_embedding=True)
+    image, clip = torch.randn(2, 3, 1, 16, 16), torch.randn(2, 3, 4, 16, 16)
+    before = encoder(image), encoder(clip)
+    assert before[0].shape == (2, 16, 48)
+    with torch.no_grad():
+        assert encoder.patch_embed_img is not None
+        encoder.patch_embed_img.proj.weight.add_(1)
+        encoder.img_mod_embed.add_(1)
+    assert not torch.allclose(encoder(image), before[0])
+    assert torch.equal(encoder(clip), before[1])
+    assert encoder.patch_embed_img.proj.weight.shape == (48, 3, 1, 4, 4)
+
+
+@pytest.mark.parametrize("kind", ["swiglu", "swiglu_full"])
+def test_gated_mlp(kind: str) -> None:
+    encoder = build(mlp=kind)
+    mlp = encoder.blocks[0].mlp
+    assert mlp.fc1.out_features == {"swiglu": 128, "swiglu_full": 192}[kind]  # 2/3 of 4 x 48, a multiple of 8
+    x = torch.randn(3, 48)
+    gate = mlp.fc1(x)
+    torch.testing.assert_close(mlp(x), mlp.fc3(gate * torch.sigmoid(gate) * mlp.fc2(x)))
+    encoder(torch.randn(1, 3, 4, 16, 16)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in mlp.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"levels": (2, 1)}, "ascending"), ({"levels": (0, 1)}, "the last of levels must be the last block, 2, not 1"),
+     ({"mlp": "relu"}, "mlp 'relu' is unknown")],
+)  # fmt: skip
+def test_bad_published_options(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(**changes)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa.models.positions import SinCos, sincos_1d, sincos_positions
+from jepa.models.positions import PositionTable, SinCos, sincos_1d, sincos_positions
 from jepa.types import TokenGrid
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
@@ -56,3 +56,31 @@ def test_equals_published_tables(family: str) -> None:
     for part, width in (("target_encoder", "embed_dim"), ("predictor", "predictor_embed_dim")):
         (table,) = (value for key, value in state[part].items() if key.endswith("pos_embed"))
         torch.testing.assert_close(sincos_positions(grid, grid, config[width]), table[0], rtol=0, atol=1e-6)
+
+
+def test_a_stored_table_starts_as_sines_and_is_in_the_state_dict() -> None:
+    native = TokenGrid(4, 3, 3)
+    table = PositionTable(native, 24)
+    assert torch.equal(table(native), sincos_positions(native, native, 24))
+    assert list(table.state_dict()) == ["table"]
+
+
+def test_a_stored_table_is_interpolated_and_cut() -> None:
+    native = TokenGrid(4, 3, 3)
+    module = PositionTable(native, 24)
+    module.table.copy_(torch.randn(36, 24))
+    assert torch.equal(module(TokenGrid(2, 3, 3)), module.table[:18])  # a shorter clip: the first tubelets
+    longer = module(TokenGrid(8, 3, 3)).unflatten(0, (8, 3, 3))
+    stored = module.table.unflatten(0, (4, 3, 3))
+    torch.testing.assert_close(longer[0], stored[0])  # at the ends the outer value is held,
+    torch.testing.assert_close(longer[1], 0.75 * stored[0] + 0.25 * stored[1])  # between cells it is linear
+    assert module(TokenGrid(4, 5, 2)).shape == (40, 24)
+
+
+def test_an_image_table_is_the_same_in_every_frame() -> None:
+    module = PositionTable(TokenGrid(1, 4, 4), 24)
+    two = module(TokenGrid(2, 6, 5)).unflatten(0, (2, 6, 5))
+    assert torch.equal(two[0], two[1])
+    picture = module.table.unflatten(0, (4, 4)).permute(2, 0, 1)[None]
+    expected = torch.nn.functional.interpolate(picture, size=(6, 5), mode="bicubic")[0].permute(1, 2, 0)
+    torch.testing.assert_close(two[0], expected)

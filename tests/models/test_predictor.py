@@ -121,3 +121,25 @@ def test_errors_are_clear() -> None:
         PredictorConfig(embed_dim=50, num_heads=4)
     with pytest.raises(ValueError, match="head width"):
         Predictor(PredictorConfig(embed_dim=16, num_heads=4), 32, GRID, 1)
+
+
+def test_levels_dense_head_and_modalities() -> None:
+    """V-JEPA 2.1's predictor: several levels in, several out, at the context's places, too."""
+    predictor = build(levels=2, context_head=True, modality_embedding=True)
+    tokens, context_ids, target_ids = inputs()
+    tokens = torch.cat((tokens, tokens.flip(-1)), dim=-1)
+    targets, context = predictor.forward_dense(tokens, context_ids, target_ids)
+    assert targets.shape == (2, 7, 64)
+    assert context.shape == (2, 10, 64)
+    torch.testing.assert_close(targets, predictor(tokens, context_ids, target_ids))
+    image = predictor(tokens, context_ids, target_ids, modality="image")
+    assert not torch.allclose(image, targets)
+    (targets.square().mean() + context.square().mean() + image.square().mean()).backward()
+    idle = [name for name, p in predictor.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == ["mask_tokens.1"]
+
+
+def test_another_teacher_width() -> None:
+    """The small 2.1 models predict the features of a larger teacher."""
+    predictor = build(out_dim=50, context_head=True)
+    assert predictor(*inputs()).shape == (2, 7, 50)

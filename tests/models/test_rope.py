@@ -1,9 +1,11 @@
 """Rotary positions: relative, norm-preserving, and the fast path equals the formula."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from jepa.models.rope import axis_dim, rope_table, rotate, rotate_qkv
+from jepa.models.rope import RopeConfig, axis_dim, rope_table, rotate, rotate_qkv
 from jepa.types import TokenGrid
 
 GRID = TokenGrid(4, 5, 6)
@@ -78,3 +80,50 @@ def test_table_is_float32_for_any_activation() -> None:
     turned = rotate(x.bfloat16(), table)
     assert turned.dtype == torch.bfloat16
     torch.testing.assert_close(turned, rotate(x.bfloat16().float(), table).bfloat16(), rtol=0, atol=0)
+
+
+def test_tiled_frequencies_written_out() -> None:
+    """Dimension j of an axis turns by omega of j mod d/2, pairs being (2m, 2m+1): neither norm nor relation is kept."""
+    config, head_dim = RopeConfig(frequencies="tiled"), 14  # 4 dimensions per axis, omegas 1 and 1/100, 2 left over
+    x = torch.randn(1, GRID.size, 2, head_dim)
+    turned = rotate(x, rope_table(GRID, GRID.ids()[None], head_dim, config))
+    expected = x.clone()
+    for token in range(GRID.size):
+        for axis, place in enumerate(GRID.coordinates(torch.tensor(token)).tolist()):
+            for j in range(4):
+                angle = torch.tensor(place * 100.0 ** -(j % 2))
+                own, other = x[0, token, :, 4 * axis + j], x[0, token, :, 4 * axis + (j ^ 1)]
+                expected[0, token, :, 4 * axis + j] = own * angle.cos() + (other if j % 2 else -other) * angle.sin()
+    torch.testing.assert_close(turned, expected)
+    assert (turned.norm(dim=-1) - x.norm(dim=-1)).abs().max() > 0.1
+    torch.testing.assert_close(turned[..., 12:], x[..., 12:])
+
+
+def test_tiled_qkv_equals_rotate() -> None:
+    table = rope_table(GRID, GRID.ids()[None], 32, RopeConfig(frequencies="tiled"))
+    qkv = torch.randn(2, GRID.size, 3, 4, 32)
+    q, k, v = rotate_qkv(qkv, table)
+    torch.testing.assert_close(q, rotate(qkv[:, :, 0], table))
+    torch.testing.assert_close(k, rotate(qkv[:, :, 1], table))
+    assert torch.equal(v, qkv[:, :, 2])
+
+
+def test_interpolated_rows_and_columns() -> None:
+    corners, cells = RopeConfig(base_grid=16), RopeConfig(base_grid=16, spread="cells")
+    assert [corners.scale(n) for n in (1, 16, 31)] == [1.0, 1.0, 0.5]
+    assert [cells.scale(n) for n in (8, 16, 32)] == [2.0, 1.0, 0.5]
+    assert RopeConfig().scale(99) == 1.0
+    wide, base = TokenGrid(2, 31, 31), TokenGrid(2, 16, 16)
+    for t, h, w in ((0, 0, 0), (1, 7, 3), (1, 15, 15)):  # every second row of 31 lies where a row of 16 does
+        one = rope_table(wide, torch.tensor([[(t * 31 + 2 * h) * 31 + 2 * w]]), 32, corners)
+        torch.testing.assert_close(one, rope_table(base, torch.tensor([[(t * 16 + h) * 16 + w]]), 32, corners))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"frequencies": "paired"}, "'interleaved' or 'tiled'"), ({"spread": "edges"}, "'corners' or 'cells'"),
+     ({"base_grid": 1}, "at least 2")],
+)  # fmt: skip
+def test_bad_rope_configs(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RopeConfig(**changes)
