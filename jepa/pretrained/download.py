@@ -179,14 +179,16 @@ def _mark(model: PublishedModel, path: Path) -> None:
 
 
 def _fetch_repository(model: PublishedModel, folder: Path) -> None:
-    """The library resumes, checks and renames file by file."""
+    """The library resumes, checks and renames file by file; without a network it returns the folder as it is."""
     from huggingface_hub import snapshot_download
 
     assert model.hub_repo is not None
     snapshot_download(model.hub_repo, local_dir=folder, allow_patterns=["*.json", "*.safetensors"])
     lacking = _missing(folder)
     if lacking:
-        raise CheckpointError(f"https://huggingface.co/{model.hub_repo} lacks {', '.join(lacking)}")
+        raise CheckpointError(
+            f"{model.name} did not arrive whole, {', '.join(lacking)} missing: try again. {_by_hand(model, folder)}"
+        )
 
 
 def _missing(folder: Path) -> list[str]:
