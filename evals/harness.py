@@ -2,7 +2,8 @@
 
 A *representation* turns a batch of clips into tokens and one vector per clip. Three stand side by side in every eval:
 the trained encoder, the same architecture with fresh random weights, and the raw pixels. Whatever a probe finds in the
-last two it has not learned from pretraining.
+last two it has not learned from pretraining. Further encoders may stand beside them; each sees clips cut and normalised
+as it was made for.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -23,13 +24,13 @@ from torch import Tensor
 
 from evals.preprocess import pool_cells
 from evals.settings import EvalConfig
-from jepa.checkpoint import find_checkpoint
 from jepa.config import ConfigError, to_dict
 from jepa.data.batches import Failure, eval_batches
+from jepa.data.loader import eval_options
 from jepa.data.sources import Source
 from jepa.data.transforms import ClipTransform
 from jepa.distributed import Run
-from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.models.base import ClipEncoder
 from jepa.types import ClipConfig, TokenGrid
 
 log = logging.getLogger("jepa")
@@ -43,10 +44,11 @@ class Encoded(NamedTuple):
 
 
 class Representation(Protocol):
-    """``name`` for tables, ``fingerprint`` for the cache, ``grid`` of the tokens, and the encoding itself."""
+    """``name`` for tables, ``fingerprint`` for the cache, the ``clip`` it wants, ``grid`` of its tokens, encoding."""
 
     name: str
     fingerprint: str
+    clip: ClipConfig
     grid: TokenGrid
 
     def __call__(self, clip: Tensor) -> Encoded:
@@ -57,13 +59,13 @@ class Representation(Protocol):
 class EncoderRepresentation:
     """A frozen encoder; the vector is the mean of its tokens, or one mean for each of ``cells`` parts of the grid."""
 
-    def __init__(self, name: str, encoder: Encoder, run: Run, cells: tuple[int, int, int] = (1, 1, 1)) -> None:
+    def __init__(self, name: str, encoder: ClipEncoder, run: Run, cells: tuple[int, int, int] = (1, 1, 1)) -> None:
         self.name, self.run, self.cells = name, run, cells
         self.fingerprint = f"{encoder_hash(encoder)}-{run.precision}"
         if cells != (1, 1, 1):
             self.fingerprint += "-cells{}x{}x{}".format(*cells)
         self.encoder = encoder.to(run.device).eval()
-        self.grid = encoder.grid
+        self.clip, self.grid = encoder.clip, encoder.grid
 
     @torch.inference_mode()
     def __call__(self, clip: Tensor) -> Encoded:
@@ -83,10 +85,10 @@ class Pixels:
     sines and cosines of its time, row and column beside it (an encoder's tokens know their place too).
     """
 
-    def __init__(self, config: EncoderConfig, clip: ClipConfig, grid: TokenGrid, side: int = 16) -> None:
-        self.name, self.grid = "pixels", grid
+    def __init__(self, clip: ClipConfig, grid: TokenGrid, side: int = 16) -> None:
+        self.name, self.clip, self.grid = "pixels", clip, grid
         self.side = min(side, clip.crop_size)
-        self.cell = (config.tubelet_size, min(config.patch_size, 4))
+        self.cell = (clip.num_frames // grid.t, min(clip.crop_size // grid.h, 4))
         self.fingerprint = f"pixels-{self.side}-{self.cell}-{tuple(grid)}"
 
     @torch.inference_mode()
@@ -107,19 +109,19 @@ def _places(grid: TokenGrid, octaves: int = 4) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
-def random_twin(encoder: Encoder, seed: int) -> Encoder:
-    """The same architecture with fresh weights."""
+def random_twin(encoder: ClipEncoder, seed: int) -> ClipEncoder:
+    """The same architecture with fresh weights: every encoder is built from its config and clip."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Encoder(encoder.config, encoder.clip).eval().requires_grad_(False)
+        return type(encoder)(encoder.config, encoder.clip).eval().requires_grad_(False)
 
 
-def encoder_hash(encoder: Encoder) -> str:
+def encoder_hash(encoder: ClipEncoder) -> str:
     """Short hash of configuration and weights."""
     digest = hashlib.sha256(json.dumps([to_dict(encoder.config), to_dict(encoder.clip)]).encode())
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -138,20 +140,15 @@ def source_hash(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_representations(config: EvalConfig, encoder: Encoder, run: Run) -> list[Representation]:
-    """The trained encoder and the baselines asked for, in the order of the table."""
-    found: list[Representation] = [EncoderRepresentation("trained", encoder, run, config.cells)]
+def build_representations(config: EvalConfig, encoders: Mapping[str, ClipEncoder], run: Run) -> list[Representation]:
+    """The encoders by name, then the baselines of the first one, in the order of the table."""
+    found: list[Representation] = [EncoderRepresentation(name, e, run, config.cells) for name, e in encoders.items()]
+    first = next(iter(encoders.values()))
     if "random" in config.baselines:
-        found.append(EncoderRepresentation("random", random_twin(encoder, config.random_seed), run, config.cells))
+        found.append(EncoderRepresentation("random", random_twin(first, config.random_seed), run, config.cells))
     if "pixels" in config.baselines:
-        found.append(Pixels(encoder.config, encoder.clip, encoder.grid))
+        found.append(Pixels(first.clip, first.grid))
     return found
-
-
-def feature_cache(run: str) -> Path:
-    """``features`` in the run directory, also for a checkpoint file in its ``checkpoints`` folder."""
-    folder = find_checkpoint(run).parent
-    return (folder.parent if folder.name == "checkpoints" else folder) / "features"
 
 
 class FeatureSet(NamedTuple):
@@ -178,12 +175,24 @@ class FeatureOptions:
 
 
 def compute_features(
-    representations: Sequence[Representation], source: Source, clip: ClipConfig, run: Run, options: FeatureOptions
+    representations: Sequence[Representation], source: Source, run: Run, options: FeatureOptions
 ) -> dict[str, FeatureSet]:
-    """Features by every representation, by its name. Clips are decoded once for all that the cache does not hold.
+    """Features by every representation, by its name, in their order. The source is read once for each kind of clip.
 
     Raises ``ConfigError`` when no clip of the source can be decoded.
     """
+    found: dict[str, FeatureSet] = {}
+    for clip in dict.fromkeys(representation.clip for representation in representations):
+        group = [representation for representation in representations if representation.clip == clip]
+        sized = replace(source.options, short_side=eval_options(clip).short_side)
+        found |= _features_of_clip(group, replace(source, options=sized), clip, run, options)
+    return {representation.name: found[representation.name] for representation in representations}
+
+
+def _features_of_clip(
+    representations: Sequence[Representation], source: Source, clip: ClipConfig, run: Run, options: FeatureOptions
+) -> dict[str, FeatureSet]:
+    """Features by representations that want the same clips, decoded once for all that the cache does not hold."""
     stem = f"{source_hash(source)}-{hashlib.sha256(repr((clip, options.segments)).encode()).hexdigest()[:8]}"
     found: dict[str, FeatureSet] = {}
     missing: list[Representation] = []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evals.settings import EvalConfig
-from jepa.checkpoint import load_checkpoint
+from evals.subjects import run_state
 from jepa.config import ConfigError, from_dict
 from jepa.data.loader import eval_options
 from jepa.data.sources import Source, SourceConfig, open_source
@@ -29,7 +29,10 @@ def choose_sources(config: EvalConfig) -> tuple[SourceConfig, SourceConfig]:
     """The sources asked for, or the ones that the run was trained and validated with."""
     if config.train is not None and config.test is not None:
         return config.train, config.test
-    data = load_checkpoint(config.run)["config"].get("data", {})
+    state = run_state(config.run)
+    if state is None:
+        raise ConfigError(f"give --train PATH and --test PATH: {config.run} comes without a run that names its data")
+    data = state["config"].get("data", {})
     chosen = []
     for name, given, key in (("--train", config.train, "sources"), ("--test", config.test, "validation")):
         listed = data.get(key) or []

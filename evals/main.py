@@ -1,4 +1,4 @@
-"""``jepa eval``: probe a run, print the table, write results.json and results.md into the run directory."""
+"""``jepa eval``: probe a model beside others, print the table, write results.json and results.md."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,12 @@ PROBES = ("linear", "attentive", "knn", "logistic")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``jepa eval``."""
-    parser.add_argument("run", help="run directory or checkpoint file")
+    parser.add_argument(
+        "run", metavar="MODEL", help="run directory, checkpoint file, name of a published model, or timm:NAME"
+    )
+    parser.add_argument(
+        "--against", metavar="MODEL[,MODEL]", action="append", default=[], help="further models, a column each"
+    )
     parser.add_argument("--task", default="video", help="which eval (default: video)")
     parser.add_argument("--probe", default="linear", help=f"one of {', '.join(PROBES)}; several with commas")
     parser.add_argument("--train", metavar="PATH", help="labelled clips to fit probes on (default: the run's sources)")
@@ -42,14 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode videos")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--cache-gb", type=float, default=4.0, help="features kept in the run directory; 0: none")
-    parser.add_argument("--out", metavar="FOLDER", help="where results go (default: RUN/evals/TASK-PROBE)")
+    parser.add_argument("--cache-gb", type=float, default=4.0, help="features kept on disk; 0: none")
+    parser.add_argument(
+        "--out", metavar="FOLDER",
+        help="where results go, and the features of a model without a run (default: RUN/evals/TASK-PROBE; without a "
+        "run in runs/NAME)",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Run one ``jepa eval`` command line. Raises ``ValueError`` for the user's mistakes."""
     config = config_from(args)
-    results = evaluate(config, args.out)
+    results = evaluate(config)
     print(results["table"])
 
 
@@ -82,14 +92,15 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
         return None if path is None else SourceConfig(path=path, where=where, span=args.span)
 
     return EvalConfig(
-        run=args.run, task=args.task, weights=args.weights, train=source(args.train), test=source(args.test),
+        run=args.run, against=_split(",".join(args.against)), task=args.task, weights=args.weights,
+        train=source(args.train), test=source(args.test),
         labels=_split(args.labels or ""), baselines=_split(args.baselines), random_seed=args.seed + 1,
         probes=tuple(
             ProbeConfig(kind=kind, steps=args.steps, token_pool=pool, seed=args.seed)  # type: ignore[arg-type]
             for kind in _split(args.probe)
         ),
         cells=cells, segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size,
-        workers=args.workers, device=args.device, precision=args.precision, cache_gb=args.cache_gb,
+        workers=args.workers, device=args.device, precision=args.precision, cache_gb=args.cache_gb, out=args.out,
     )  # fmt: skip
 
 
@@ -107,17 +118,19 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any]:
-    """Run an eval and write ``results.json`` and ``results.md`` to ``out``, or to ``RUN/evals/TASK-PROBES``.
+    """Run an eval and write ``results.json`` and ``results.md`` to ``out``, ``config.out`` or RUN/evals/TASK-PROBES.
 
     Returns what the file holds: ``rows`` (dicts of ``evals.settings.Row``), ``table`` (Markdown), ``seconds`` per
     stage, the ``config``, and ``facts`` about encoder, clips and data. Several probes at once share the features.
     """
+    from evals.subjects import results_folder
     from evals.tasks import TASKS
-    from jepa.checkpoint import code_version, find_checkpoint
+    from jepa.checkpoint import code_version
     from jepa.config import ConfigError, suggest, to_dict
 
     if config.task not in TASKS:
         raise ConfigError(f"unknown task {config.task!r}{suggest(config.task, TASKS)}")
+    config = config if out is None else replace(config, out=str(out))
     began = time.perf_counter()
     result = TASKS[config.task](config)
     results: dict[str, Any] = {
@@ -129,11 +142,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
         "code_version": code_version(),
         **result.facts,
     }
-    if out is None:
-        place = find_checkpoint(config.run).parent
-        kinds = "-".join(dict.fromkeys(probe.kind for probe in config.probes))
-        out = (place.parent if place.name == "checkpoints" else place) / "evals" / f"{config.task}-{kinds}"
-    folder = Path(out)
+    folder = results_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")

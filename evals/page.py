@@ -29,8 +29,8 @@ td.best { font-weight: 650; }
 code, pre { font: 13.5px/1.5 ui-monospace, monospace; } pre { overflow-x: auto; margin: 0; }
 .bars { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 8px 36px; }
 .bars h3 { font-size: 15px; margin: 8px 0 6px; }
-.bar { display: grid; grid-template-columns: 66px 1fr 92px; gap: 10px; align-items: center;
-  font-size: 14px; margin: 5px 0; }
+.bar { display: grid; grid-template-columns: var(--names, 66px) 1fr 92px; gap: 10px; align-items: center;
+  overflow-wrap: anywhere; font-size: 14px; margin: 5px 0; }
 .track { position: relative; height: 16px; background: var(--bar); border-radius: 4px; }
 .fill { position: absolute; inset: 0 auto 0 0; border-radius: 4px; }
 .chance { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); opacity: .55; }
@@ -106,16 +106,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], best: Sequence[int
     return f'<div class="scroll"><table><thead>{lines[0]}</thead><tbody>{"".join(body)}</tbody></table></div>'
 
 
+_COLOURED = ("trained", "random", "pixels")  # have a colour of their own in the style sheet
+
+
 def bars(title: str, values: Sequence[tuple[str, float, float]], chance: float) -> str:
     """Accuracies (name, share, standard error) as bars from 0 to 100 %, with a tick at ``chance``."""
     tick = f'<div class="chance" style="left:{100 * chance:.1f}%" title="chance {100 * chance:.1f} %"></div>'
     lines = [
         f'<div class="bar"><span>{html.escape(name)}</span><div class="track"><div class="fill" style="width:'
-        f'{100 * share:.1f}%;background:var(--{html.escape(name)},var(--random))"></div>{tick}</div>'
+        f'{100 * share:.1f}%;background:var(--{name if name in _COLOURED else "good"})"></div>{tick}</div>'
         f"<span>{100 * share:.1f} ± {100 * error:.1f}</span></div>"
         for name, share, error in values
     ]
-    return f"<div><h3>{html.escape(title)}</h3>{''.join(lines)}</div>"
+    width = min(max(66, *(8 * len(name) for name, _, _ in values)), 200)
+    return f'<div style="--names:{width}px"><h3>{html.escape(title)}</h3>{"".join(lines)}</div>'
 
 
 def details(summary: str, inside: str) -> str:

@@ -1,24 +1,25 @@
 """The report of a run: one HTML file with every picture inside, which says what was measured and how.
 
 Everything comes from the run directory (metrics.jsonl, the newest checkpoint) and from the results of
-``evals.main.evaluate``; no sentence is fixed that the numbers could contradict.
+``evals.main.evaluate``; no sentence is fixed that the numbers could contradict. A model without a run (a published one,
+one of timm) gets the same page without the parts about its training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from evals import page, sections
-from evals.harness import FeatureOptions, build_representations, compute_features, feature_cache
+from evals.harness import FeatureOptions, build_representations, compute_features
 from evals.labelled import open_labelled
 from evals.neighbours import agreement_table, find_neighbours, gallery
 from evals.settings import EvalConfig
-from jepa.checkpoint import find_checkpoint, load_checkpoint, load_encoder
+from evals.subjects import TRAINED, home, open_subjects, run_state
 from jepa.config import ConfigError, from_dict
 from jepa.data.sources import SourceConfig
 from jepa.data.transforms import ClipTransform
@@ -53,32 +54,32 @@ def write_report(config: ReportConfig) -> Path:
     """Draw the report and write it; returns its path. Raises ``ConfigError`` when it cannot be written."""
     results = config.results
     asked = from_dict(EvalConfig, results["config"])
-    checkpoint = load_checkpoint(asked.run)
-    encoder = load_encoder(asked.run, asked.weights)  # type: ignore[arg-type]
+    state = run_state(asked.run)
+    recipe = {} if state is None else state["config"]
+    encoder = open_subjects(replace(asked, against=()))[0].encoder
     place = choose_device(asked.device)
     run = Run(place, choose_precision(asked.precision, place))
     clip = encoder.clip
     train = open_labelled(from_dict(SourceConfig, results["train"]), asked.labels, clip)
     test = open_labelled(from_dict(SourceConfig, results["test"]), asked.labels, clip, train.class_names)
-    encoders = [r for r in build_representations(asked, encoder, run) if r.name != "pixels"]
-    cache = feature_cache(asked.run) if asked.cache_gb else None
+    encoders = [r for r in build_representations(asked, {TRAINED: encoder}, run) if r.name != "pixels"]
+    cache = home(asked) / "features" if asked.cache_gb else None
     options = FeatureOptions(batch_size=asked.batch_size, segments=asked.segments, tokens=False, cache_dir=cache)
-    features = [compute_features(encoders, side.source, clip, run, options) for side in (train, test)]
+    features = [compute_features(encoders, side.source, run, options) for side in (train, test)]
     neighbours = find_neighbours(features[0], features[1])
     order = torch.randperm(len(neighbours.test_items), generator=torch.Generator().manual_seed(config.seed)).tolist()
     shown = [test.source.load_clip(int(neighbours.test_items[i]), clip).frames for i in order[:_MAP_CLIPS]]
     ready = [ClipTransform(clip)(Batch(clip=torch.from_numpy(f).permute(3, 0, 1, 2)[None])).clip for f in shown]
     clips = torch.cat(ready).to(run.device)
-    folder = find_checkpoint(asked.run).parent
-    records = read_metrics(folder.parent if folder.name == "checkpoints" else folder)
+    records = [] if state is None else read_metrics(home(asked))
     queries = order[: config.queries]
     body = [
         f"<h1>{page.escape(config.title)}</h1>",
         page.text(sections.headline(results)),
-        page.facts({**sections.head_facts(results, checkpoint, records), **config.facts}),
+        page.facts({**sections.head_facts(results, recipe, records), **config.facts}),
         sections.probe_section(results),
-        sections.curve_section(records, checkpoint["config"]),
-        sections.mask_section(checkpoint["config"], encoder, clips, config.seed),
+        sections.curve_section(records, recipe),
+        sections.mask_section(recipe, encoder, clips, config.seed),
         sections.map_section(encoders, clips, clip, config.clips),
         page.section(
             "Nearest neighbours",
@@ -93,7 +94,7 @@ def write_report(config: ReportConfig) -> Path:
             ),
             page.card(agreement_table(neighbours, train, test)),
         ),
-        sections.recipe_section(checkpoint, {**config.seconds}, results, config.command),
+        sections.recipe_section(recipe, {**config.seconds}, results, config.command),
     ]
     try:
         config.out.parent.mkdir(parents=True, exist_ok=True)

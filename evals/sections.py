@@ -50,7 +50,11 @@ def headline(results: Mapping[str, Any]) -> str:
     sentences = []
     for label in dict.fromkeys(row["label"] for row in rows):
         by_name = {row["encoder"]: row for row in rows if row["label"] == label}
-        others = [f"{100 * r['accuracy']:.1f} % {_FROM[name]}" for name, r in by_name.items() if name != "trained"]
+        others = [
+            f"{100 * r['accuracy']:.1f} % {_FROM.get(name, f'from {name}')}"
+            for name, r in by_name.items()
+            if name != "trained"
+        ]
         chance = f"{100 * by_name['trained']['chance']:.1f} % by chance"
         sentences.append(
             f"A {rows[0]['probe']} probe reads {label} from the frozen trained encoder with "
@@ -63,15 +67,16 @@ _FROM = {"random": "from the same network with random weights", "pixels": "from 
 
 
 def head_facts(
-    results: Mapping[str, Any], checkpoint: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+    results: Mapping[str, Any], config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> dict[str, str]:
     """Size and cost of the run, for the head of the page."""
     rates = [r["time/clips_per_s"] for r in records if isinstance(r.get("time/clips_per_s"), float)]
     ranks = [r["monitor/rankme"] for r in records if isinstance(r.get("monitor/rankme"), float)]
-    batch = checkpoint["config"].get("train", {}).get("batch_size")
+    batch = config.get("train", {}).get("batch_size")
+    steps = "" if results["step"] is None else f"{results['step']:,}" + (f" × {batch} clips" if batch else "")
     return {
         "parameters in the encoder": f"{results['parameters'] / 1e6:.2f} M",
-        "training steps": f"{results['step']:,}" + (f" × {batch} clips" if batch else ""),
+        "training steps": steps,
         "clips/s while training": f"{np.median(rates):.0f}" if rates else "",
         "RankMe, first to last": f"{ranks[0]:.0f} → {ranks[-1]:.0f}" if len(ranks) > 1 else "",
         "device": str(results["device"]),
@@ -216,9 +221,10 @@ def map_section(encoders: Sequence[Representation], clips: Tensor, config: ClipC
 
 
 def recipe_section(
-    checkpoint: Mapping[str, Any], seconds: Mapping[str, float], results: Mapping[str, Any], command: str
+    config: Mapping[str, Any], seconds: Mapping[str, float], results: Mapping[str, Any], command: str
 ) -> str:
     """How to get the same: command, times, full configuration."""
+    of = f"checkpoint {results['checkpoint']}" if results["checkpoint"] else f"model {results['model']}"
     times = dict(seconds) or dict(results["seconds"])
     table = page.table(["stage", "time"], [[name, duration(value)] for name, value in times.items()])
     heads = []
@@ -231,10 +237,10 @@ def recipe_section(
         page.card(page.code(command)) if command else "",
         page.card(table),
         page.card(
-            page.details(
-                "The run's whole configuration", page.code(yaml.safe_dump(checkpoint["config"], sort_keys=False))
-            ),
+            page.details("The run's whole configuration", page.code(yaml.safe_dump({**config}, sort_keys=False)))
+            if config
+            else "",
             page.details("Probe heads chosen on held-out training clips", chosen),
         ),
-        page.text(f"Code version {results['code_version']}, checkpoint {results['checkpoint']}.", soft=True),
+        page.text(f"Code version {results['code_version']}, {of}.", soft=True),
     )

@@ -13,10 +13,11 @@ BASELINES = ("random", "pixels")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalConfig:
-    """A frozen eval of one encoder.
+    """A frozen eval of one encoder, beside others if wanted.
 
-    ``run``: run directory or checkpoint; ``weights``: which of its encoders. ``train`` and ``test``: sources of
-    labelled clips (``None``: those that the run was trained with, and its validation sources). ``labels``: columns of
+    ``run``: the model, anything that ``jepa.load`` takes; ``weights``: which encoder of a checkpoint. ``against``:
+    further models, one column of the table each, all with their own preprocessing. ``train`` and ``test``: sources of
+    labelled clips (``None``: those that a run was trained with, and its validation sources). ``labels``: columns of
     these sources that are probed one by one on the same features; empty: the sources' own label. ``probes``: one row
     of the table each. ``baselines``: "random" (the same architecture, fresh weights from ``random_seed``) and "pixels".
     ``cells``: what linear, logistic and kNN probes see of an encoder: the means of so many parts of time, rows and
@@ -24,11 +25,13 @@ class EvalConfig:
     of the picture); pixels always keep their place. ``segments``: clips per video. ``train_limit``: probe with only so
     many training clips, drawn by the probe's seed.
     ``cache_gb``: so much of the features is kept in the run directory, that another probe need not encode again
-    (0: nothing; tokens, which only attentive probes want, are what takes room).
+    (0: nothing; tokens, which only attentive probes want, are what takes room). ``out``: folder for the results, and
+    for the features of a model without a run (``None``: see ``evals.subjects.home``).
     """
 
     run: str
     task: str = "video"
+    against: tuple[str, ...] = ()
     weights: str = "target_encoder"
     train: SourceConfig | None = None
     test: SourceConfig | None = None
@@ -44,6 +47,7 @@ class EvalConfig:
     device: str = "auto"
     precision: str = "auto"
     cache_gb: float = 4.0
+    out: str | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.baselines) - set(BASELINES))
@@ -60,7 +64,8 @@ class EvalConfig:
 
 
 class Row(NamedTuple):
-    """One cell of the table: probe, label and encoder ("trained", "random" or "pixels"), with the shares it scored.
+    """One cell of the table: probe, label and encoder ("trained", "random", "pixels" or a model of ``against``),
+    with the shares it scored.
 
     ``chance``: always the commonest training class. ``error``: standard error of ``accuracy``. ``per_class``: accuracy
     of every class by name. ``chosen``: the head's setting, chosen by ``held_out`` accuracy on training clips."""

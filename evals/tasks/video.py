@@ -1,4 +1,4 @@
-"""Frozen classification of videos: trained encoder, random encoder and raw pixels, one probe after the other."""
+"""Frozen classification of videos: encoders side by side, a random one and raw pixels, one probe after the other."""
 
 from __future__ import annotations
 
@@ -10,42 +10,44 @@ from torch import Tensor
 
 from evals import metrics
 from evals.harness import (
+    EncoderRepresentation,
     FeatureOptions,
     FeatureSet,
+    Representation,
     build_representations,
     compute_features,
     encoder_hash,
-    feature_cache,
 )
 from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.probes import ProbeConfig, fit_probe
 from evals.settings import EvalConfig, Row, TaskResult
-from jepa.checkpoint import find_checkpoint, load_checkpoint, load_encoder
-from jepa.config import to_dict
+from evals.subjects import facts, home, open_subjects
+from jepa.config import ConfigError, to_dict
 from jepa.distributed import Run, choose_device, choose_precision
 
 log = logging.getLogger("jepa")
 
 
 def classify_videos(config: EvalConfig) -> TaskResult:
-    """Probe the run's encoder and the baselines. Raises ``ConfigError`` or ``CheckpointError`` for what is missing."""
+    """Probe the encoders and the baselines. Raises ``ConfigError`` or ``CheckpointError`` for what is missing."""
     began = time.perf_counter()
     place = choose_device(config.device)
     run = Run(place, choose_precision(config.precision, place))
-    encoder = load_encoder(config.run, config.weights)  # type: ignore[arg-type]
-    clip = encoder.clip
+    subjects = open_subjects(config)
     train_config, test_config = choose_sources(config)
+    clip = subjects[0].encoder.clip
     train = open_labelled(train_config, config.labels, clip)
     test = open_labelled(test_config, config.labels, clip, train.class_names)
-    representations = build_representations(config, encoder, run)
+    representations = build_representations(config, {s.name: s.encoder for s in subjects}, run)
+    check_grids(config, representations)
     options = FeatureOptions(
         batch_size=config.batch_size, segments=config.segments, workers=config.workers,
         tokens=any(probe.kind == "attentive" for probe in config.probes),
-        cache_dir=feature_cache(config.run) if config.cache_gb else None,
+        cache_dir=home(config) / "features" if config.cache_gb else None,
         cache_gb=config.cache_gb,
     )  # fmt: skip
     features = {
-        split: compute_features(representations, labelled.source, clip, run, options)
+        split: compute_features(representations, labelled.source, run, options)
         for split, labelled in (("train", train), ("test", test))
     }
     seconds = {"features": time.perf_counter() - began}
@@ -57,20 +59,35 @@ def classify_videos(config: EvalConfig) -> TaskResult:
         for name in features["train"]
     ]
     seconds["probes"] = time.perf_counter() - began
-    facts = {
-        "checkpoint": find_checkpoint(config.run).name,
-        "step": load_checkpoint(config.run)["step"],
-        "encoder": to_dict(encoder.config),
-        "encoder_hash": encoder_hash(encoder),
-        "parameters": sum(p.numel() for p in encoder.parameters()),
-        "clip": to_dict(clip),
+    models = {subject.name: facts(subject, encoder_hash(subject.encoder)) for subject in subjects}
+    about = {
+        **models[subjects[0].name],
+        "models": models,
         "train": to_dict(train_config),
         "test": to_dict(test_config),
         "classes": {label: list(names) for label, names in train.class_names.items()},
         "device": str(place),
         "precision": run.precision,
     }
-    return TaskResult(rows, seconds, facts)
+    return TaskResult(rows, seconds, about)
+
+
+def check_grids(config: EvalConfig, representations: list[Representation]) -> None:
+    """Raise ``ConfigError`` before anything is encoded, where ``cells`` or a ``token_pool`` does not suit a grid."""
+    for representation in representations:
+        grid = representation.grid._replace(t=representation.grid.t * config.segments)
+        for probe in (probe for probe in config.probes if probe.kind == "attentive"):
+            if any(size % pool for size, pool in zip(grid, probe.token_pool, strict=True)):
+                raise ConfigError(
+                    f"token_pool {probe.token_pool} must divide the token grid {tuple(grid)} of {representation.name}"
+                )
+        if not isinstance(representation, EncoderRepresentation):  # pixels keep their place without cells
+            continue
+        if any(count > size for count, size in zip(config.cells, representation.grid, strict=True)):
+            raise ConfigError(
+                f"cells {config.cells} must not exceed the token grid {tuple(representation.grid)} of "
+                f"{representation.name}"
+            )
 
 
 def probe_one(

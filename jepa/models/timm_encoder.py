@@ -271,14 +271,15 @@ def _frame_layout(name: str, pool: Pool, size: int, height: int, width: int) -> 
     except (AssertionError, RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"timm model {name} cannot encode frames of {height} x {width} pixels: {reason}") from None
+    if vector is not None:
+        return Layout(1, 1, 0, vector.shape[1], len(maps))
     if not isinstance(last, Tensor):
-        raise ValueError(f"timm model {name} gives {len(last)} sets of tokens, not one feature map: choose another")
+        raise ValueError(f"timm model {name} gives {len(last)} sets of tokens, not one feature map: use pool=model")
     if last.dim() == 4:
-        _, rows, columns, channels = last.shape if _channels_last(model) else last.movedim(1, -1).shape
-        prefix = 0
-    else:
-        rows, columns = maps[-1].shape[2:]
-        prefix, channels = last.shape[1] - rows * columns, last.shape[2]
+        rows, columns, width = (last if _channels_last(model) else last.movedim(1, -1)).shape[1:]
+        return Layout(rows, columns, 0, width, len(maps))
+    rows, columns = maps[-1].shape[2:]
+    prefix = last.shape[1] - rows * columns
     if prefix < 0:
-        raise ValueError(f"timm model {name} ends in {last.shape[1]} tokens, not in a feature map: choose another")
-    return Layout(rows, columns, prefix, channels if vector is None else vector.shape[1], len(maps))
+        raise ValueError(f"timm model {name} ends in {last.shape[1]} tokens, not in a feature map: use pool=model")
+    return Layout(rows, columns, prefix, last.shape[2], len(maps))

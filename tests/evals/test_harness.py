@@ -75,7 +75,7 @@ def test_features_equal_the_encoder_and_do_not_depend_on_batches(encoder: Encode
     source = open_split(data, "test")
     representation = EncoderRepresentation("trained", encoder, RUN)
     found = [
-        compute_features([representation], source, CLIP, RUN, FeatureOptions(batch_size=size))["trained"]
+        compute_features([representation], source, RUN, FeatureOptions(batch_size=size))["trained"]
         for size in (7, 40)
     ]
     torch.testing.assert_close(found[0].tokens, found[1].tokens)
@@ -89,14 +89,14 @@ def test_features_equal_the_encoder_and_do_not_depend_on_batches(encoder: Encode
 
 def test_cells_keep_place_and_time(encoder: Encoder, data: Path) -> None:
     source, options = open_split(data, "test"), FeatureOptions()
-    whole = compute_features([EncoderRepresentation("trained", encoder, RUN)], source, CLIP, RUN, options)["trained"]
+    whole = compute_features([EncoderRepresentation("trained", encoder, RUN)], source, RUN, options)["trained"]
     halves = EncoderRepresentation("trained", encoder, RUN, cells=(2, 1, 1))
-    found = compute_features([halves], source, CLIP, RUN, options)["trained"]
+    found = compute_features([halves], source, RUN, options)["trained"]
     early, late = whole.tokens.chunk(2, dim=1)  # tokens run through time first
     torch.testing.assert_close(found.vectors, torch.cat((early.mean(dim=1), late.mean(dim=1)), dim=1))
     everything = EncoderRepresentation("trained", encoder, RUN, cells=tuple(encoder.grid))
     torch.testing.assert_close(
-        compute_features([everything], source, CLIP, RUN, options)["trained"].vectors, whole.tokens.flatten(1)
+        compute_features([everything], source, RUN, options)["trained"].vectors, whole.tokens.flatten(1)
     )
     assert halves.fingerprint != everything.fingerprint
 
@@ -106,22 +106,22 @@ def test_cache_returns_the_same_and_notices_other_weights_and_data(
 ) -> None:
     source, options = open_split(data, "test"), FeatureOptions(cache_dir=tmp_path / "features")
     trained = EncoderRepresentation("trained", encoder, RUN)
-    first = compute_features([trained], source, CLIP, RUN, options)["trained"]
+    first = compute_features([trained], source, RUN, options)["trained"]
     calls: list[int] = []
     monkeypatch.setattr(
         harness, "_encode_all", lambda *a, real=harness._encode_all: calls.append(len(a[0])) or real(*a)
     )
-    again = compute_features([trained], source, CLIP, RUN, options)["trained"]
+    again = compute_features([trained], source, RUN, options)["trained"]
     assert calls == []
     assert torch.equal(again.tokens, first.tokens)
     assert again.grid == first.grid
-    compute_features([EncoderRepresentation("random", random_twin(encoder, 5), RUN)], source, CLIP, RUN, options)
+    compute_features([EncoderRepresentation("random", random_twin(encoder, 5), RUN)], source, RUN, options)
     assert calls == [1]
-    compute_features([trained], source.subset(range(10)), CLIP, RUN, options)
+    compute_features([trained], source.subset(range(10)), RUN, options)
     assert calls == [1, 1]
     for file in (tmp_path / "features").glob("*.vectors.npy"):
         file.write_bytes(b"damaged")
-    repaired = compute_features([trained], source, CLIP, RUN, options)["trained"]
+    repaired = compute_features([trained], source, RUN, options)["trained"]
     assert calls == [1, 1, 1]
     assert torch.equal(repaired.vectors, first.vectors)
 
@@ -129,7 +129,7 @@ def test_cache_returns_the_same_and_notices_other_weights_and_data(
 def test_cache_stays_below_its_limit(encoder: Encoder, data: Path, tmp_path: Path) -> None:
     trained, source = EncoderRepresentation("trained", encoder, RUN), open_split(data, "test")
     options = FeatureOptions(cache_dir=tmp_path / "features", cache_gb=50e-6)  # vectors 4 kB, tokens 123 kB
-    compute_features([trained], source, CLIP, RUN, options)
+    compute_features([trained], source, RUN, options)
     assert sorted(p.name.split(".")[1] for p in (tmp_path / "features").iterdir()) == ["items", "vectors"]
 
 
@@ -137,7 +137,7 @@ def test_segments_average_vectors_and_join_tokens(encoder: Encoder, tmp_path: Pa
     np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (3, 8, 16, 16, 3), dtype=np.uint8))
     source = open_source(SourceConfig(path=str(tmp_path / "long.npy")), eval_options(CLIP))
     trained = EncoderRepresentation("trained", encoder, RUN)
-    found = compute_features([trained], source, CLIP, RUN, FeatureOptions(segments=2, batch_size=4))["trained"]
+    found = compute_features([trained], source, RUN, FeatureOptions(segments=2, batch_size=4))["trained"]
     assert found.tokens is not None
     assert found.tokens.shape == (3, 64, 24)
     assert found.grid.size == 64
@@ -145,7 +145,7 @@ def test_segments_average_vectors_and_join_tokens(encoder: Encoder, tmp_path: Pa
 
 
 def test_pixels_are_averages_in_place(encoder: Encoder) -> None:
-    pixels = Pixels(encoder.config, CLIP, encoder.grid, side=8)
+    pixels = Pixels(CLIP, encoder.grid, side=8)
     clip = torch.rand(2, 3, 4, 16, 16)
     tokens, vector = pixels(clip)
     torch.testing.assert_close(vector, F.avg_pool3d(clip, (1, 2, 2)).flatten(1))
