@@ -97,6 +97,15 @@ def probe_tensors(entries: Mapping[str, Any], classifier: int | None, path: str 
     return out
 
 
+def classifier_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Classes of an anticipation probe's named classifiers, in the order of its queries; of other probes, nothing.
+
+    They are counted in the training annotations and published nowhere but in the file.
+    """
+    names = ("verb", "noun", "action")
+    return {n: len(tensors[f"classifiers.{n}.weight"]) for n in names if f"classifiers.{n}.weight" in tensors}
+
+
 def recognise(entries: Any) -> str | None:
     """The family that a file's keys look like, for error messages only: nothing is ever loaded by such a guess."""
     if not isinstance(entries, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jepa.models.action_predictor import ActionPredictor
@@ -132,6 +132,8 @@ def _load_probe(
 ) -> Pretrained:
     tensors = layouts.probe_tensors(entries, classifier, path)
     assert tensors is not None, "check_family saw a classifier"
+    if arch.num_classes is None and not arch.classifiers:
+        arch = replace(arch, classifiers=layouts.classifier_sizes(tensors))
     probe = build_probe(arch)
     ignored = load_strictly(probe, tensors, path, part="probe", allow=(*layouts.UNUSED["probe"], *allow))
     freeze(probe)

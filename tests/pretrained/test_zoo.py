@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+import jepa
 from app.cli import main
+from jepa.pretrained import zoo
 from jepa.pretrained.architecture import Architecture, build_encoder, build_predictor, build_probe, read_architecture
 from jepa.pretrained.zoo import PublishedModel, find_model, list_models
 
@@ -105,6 +108,27 @@ def test_a_probe_has_the_stated_number_of_parameters(model: PublishedModel) -> N
     with torch.device("meta"):
         probe = build_probe(read_architecture("probe", keys))
     assert count(probe) - heads == model.parameters
+
+
+def test_a_named_probe_put_there_by_hand_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the name to logits, with a small file in the published layout; its classes are read from the file."""
+    name = "vjepa2_vit_large_ek100_probe"
+    small = {"embed_dim": 16, "num_heads": 2, "depth": 2}
+    classes = {"verb": 5, "noun": 7, "action": 11}
+    probe = build_probe(read_architecture("probe", {**small, "classifiers": classes}))
+    published = {
+        "module." + re.sub(r"classifiers\.(\w+)\.", r"\1_classifier.", key): value
+        for key, value in probe.state_dict().items()
+    }
+    monkeypatch.setenv("JEPA_CACHE", str(tmp_path))
+    monkeypatch.setitem(zoo.MODELS, name, dataclasses.replace(find_model(name), architecture=small))
+    (tmp_path / name).mkdir()
+    torch.save({"classifiers": [published]}, tmp_path / name / "ek100-vitl-256.pt")
+    loaded = jepa.load_pretrained(name).probe
+    tokens = torch.randn(2, 6, 16)
+    logits = loaded(tokens)
+    assert {key: value.shape for key, value in logits.items()} == {key: (2, n) for key, n in classes.items()}
+    torch.testing.assert_close(logits, probe(tokens))
 
 
 def test_a_typo_gets_the_nearest_name() -> None:
