@@ -18,6 +18,8 @@ COMMANDS = {
     "eval": ("evals.main", "probe a frozen encoder beside a random one and raw pixels"),
     "encode": ("app.encode", "turn videos, images or arrays into features"),
     "models": ("app.models", "list the published checkpoints, show one in full, or bring it into the cache"),
+    "similar": ("app.similar", "find the clips of a feature file nearest to a video"),
+    "view": ("app.view", "a page with feature maps, nearest neighbours and a scatter of clips"),
     "data": ("app.data", "prepare videos for fast reading, or render the built-in ones"),
     "demo": ("app.demo", "the whole way on this machine: render videos, pretrain, probe, draw a report"),
 }
