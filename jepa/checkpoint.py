@@ -28,7 +28,7 @@ from torch import Tensor
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
 from jepa.files import atomic_write
 from jepa.models.encoder import Encoder, EncoderConfig
-from jepa.tensorfiles import CheckpointError, load_strictly, read_torch_file
+from jepa.tensorfiles import CheckpointError, build_loaded, read_torch_file
 from jepa.types import ClipConfig
 
 FORMAT = 1
@@ -143,9 +143,8 @@ def load_encoder(path: str | Path, weights: Literal["target_encoder", "encoder"]
         raise ValueError(f"weights must be 'target_encoder' or 'encoder', not {weights!r}")
     prefix = weights if any(name.startswith(f"{weights}.") for name in tensors) else "encoder"
     own = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
-    encoder = Encoder(from_dict(EncoderConfig, state["encoder_config"]), from_dict(ClipConfig, state["clip"]))
-    load_strictly(encoder, own, path)
-    return encoder.eval().requires_grad_(False)
+    config, clip = from_dict(EncoderConfig, state["encoder_config"]), from_dict(ClipConfig, state["clip"])
+    return build_loaded(lambda: Encoder(config, clip), own, path)[0]
 
 
 # ---- run directory ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from jepa.checkpoint import (
     find_checkpoint,
     load_checkpoint,
-    load_strictly,
     random_state,
     save_checkpoint,
     set_random_state,
@@ -29,6 +28,7 @@ from jepa.distributed import Run
 from jepa.masks import build_masks
 from jepa.objectives import Objective, build_objective
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
+from jepa.tensorfiles import load_strictly
 from jepa.types import Batch
 
 if TYPE_CHECKING:

@@ -6,15 +6,16 @@ import fnmatch
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 _LISTED = 20
+M = TypeVar("M", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -60,9 +61,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """What keeps ``tensors`` from being the module's state, as key to reason; empty when they are."""
-    own = module.state_dict()
+def misfits(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """What keeps ``tensors`` from taking the place of ``own``, as key to reason; empty when they can."""
     wrong = {k: "is missing" for k in own if k not in tensors}
     wrong |= {k: "is unexpected" for k in tensors if k not in own}
     wrong |= {
@@ -70,6 +70,29 @@ def misfits(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
         for k, t in own.items()
         if k in tensors and tensors[k].shape != t.shape
     }
+    return wrong
+
+
+def refuse_misfits(
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    part: str = "",
+    allow: Sequence[str] = (),
+) -> dict[str, str]:
+    """Raise a ``CheckpointError`` that lists the keys of ``tensors`` that do not fit ``own``, ``part`` before each.
+
+    ``allow``: patterns (``fnmatch``, of ``part.key`` or ``key``) of keys that may be missing, unexpected or
+    mis-shaped; these are returned, without ``part``, with the reason.
+    """
+    wrong = misfits(own, tensors)
+    named = {k: f"{part}.{k}" if part else k for k in wrong}
+    allowed = {k for k in wrong if any(fnmatch.fnmatchcase(n, a) for n in (named[k], k) for a in allow)}
+    refused = [f"{named[k]} {why}" for k, why in wrong.items() if k not in allowed]
+    if refused:
+        more = f" (and {len(refused) - _LISTED} more)" if len(refused) > _LISTED else ""
+        raise CheckpointError(f"{path} does not fit the configured model: {'; '.join(refused[:_LISTED])}{more}")
     return wrong
 
 
@@ -81,12 +104,38 @@ def load_strictly(
     ``allow``: patterns (``fnmatch``, of ``part.key`` or ``key``) of keys that may be missing, unexpected or
     mis-shaped; these are left as the module has them and returned with the reason.
     """
-    wrong = misfits(module, tensors)
-    named = {k: f"{part}.{k}" if part else k for k in wrong}
-    allowed = {k for k in wrong if any(fnmatch.fnmatchcase(n, a) for n in (named[k], k) for a in allow)}
-    refused = [f"{named[k]} {why}" for k, why in wrong.items() if k not in allowed]
-    if refused:
-        more = f" (and {len(refused) - _LISTED} more)" if len(refused) > _LISTED else ""
-        raise CheckpointError(f"{path} does not fit the configured model: {'; '.join(refused[:_LISTED])}{more}")
+    wrong = refuse_misfits(module.state_dict(), tensors, path, part=part, allow=allow)
     module.load_state_dict({k: t for k, t in tensors.items() if k not in wrong}, strict=not wrong)
-    return {named[k]: why for k, why in wrong.items()}
+    return _named(wrong, part)
+
+
+def _named(wrong: Mapping[str, str], part: str) -> dict[str, str]:
+    return {f"{part}.{k}" if part else k: why for k, why in wrong.items()}
+
+
+def build_loaded(
+    build: Callable[[], M], tensors: Mapping[str, Tensor], path: str | Path, *, part: str = "",
+    allow: Sequence[str] = (),
+) -> tuple[M, dict[str, str]]:  # fmt: skip
+    """The module that ``build`` makes with ``tensors`` as its float32 state, frozen, in eval mode; and what
+    ``load_strictly`` would pass over.
+
+    The module is built without memory and given copies of the tensors: the random initialisation of a billion weights,
+    which takes minutes, is left out, and no mapped file is needed any more afterwards.
+    """
+    with torch.device("meta"):
+        module = build()
+    own = module.state_dict()
+    wrong = refuse_misfits(own, tensors, path, part=part, allow=allow)
+    if any(key in own for key in wrong):  # what the file lacks needs its initial values
+        module = build()
+        module.load_state_dict({k: t for k, t in tensors.items() if k not in wrong}, strict=False)
+    else:
+        kept = {k: t for k, t in tensors.items() if k not in wrong}
+        copies = {k: torch.empty(t.shape, dtype=_float32(t.dtype)).copy_(t) for k, t in kept.items()}
+        module.load_state_dict(copies, assign=True)
+    return module.eval().requires_grad_(False), _named(wrong, part)
+
+
+def _float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.is_floating_point else dtype

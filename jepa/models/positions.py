@@ -20,7 +20,7 @@ def sincos_1d(position: Tensor, dim: int) -> Tensor:
     Source: Attention is all you need (arXiv 1706.03762), section 3.5, sines first.
     """
     half = dim // 2
-    omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=position.device) / half)
     angle = position.double()[..., None] * omega
     return torch.cat((angle.sin(), angle.cos()), dim=-1).float()
 
@@ -33,8 +33,8 @@ def sincos_positions(grid: TokenGrid, native: TokenGrid, dim: int) -> Tensor:
     the grid that the model was built for (``native``), its cells are spread over the same extent, as the published
     models do when they interpolate their tables.
     """
-    coordinates = grid.coordinates(grid.ids()).double()
-    scale = torch.tensor([n / g for n, g in zip(native, grid, strict=True)], dtype=torch.float64)
+    coordinates = grid.coordinates(grid.ids("cpu")).double()
+    scale = torch.tensor([n / g for n, g in zip(native, grid, strict=True)], dtype=torch.float64, device="cpu")
     t, h, w = ((coordinates + 0.5) * scale - 0.5).unbind(-1)
     if native.t == 1:
         parts = [sincos_1d(w, dim // 2), sincos_1d(h, dim // 2)]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from jepa.config import ConfigError, from_dict, suggest
 from jepa.models.action_predictor import ActionPredictor, ActionPredictorConfig
 from jepa.models.attentive import AttentiveConfig, AttentiveProbe
@@ -167,8 +165,3 @@ def build_probe(arch: Architecture) -> AttentiveProbe:
         num_classes=arch.num_classes, classifiers=arch.classifiers,
     )  # fmt: skip
     return AttentiveProbe(config)
-
-
-def freeze(module: nn.Module) -> None:
-    """Eval mode, no gradients."""
-    module.eval().requires_grad_(False)

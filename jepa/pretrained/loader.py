@@ -19,12 +19,11 @@ from jepa.pretrained.architecture import (
     build_predictor,
     build_probe,
     default_clip,
-    freeze,
     read_architecture,
 )
 from jepa.pretrained.download import cached_file
 from jepa.pretrained.zoo import MODELS, PublishedModel
-from jepa.tensorfiles import CheckpointError, load_strictly, read_torch_file
+from jepa.tensorfiles import CheckpointError, build_loaded, read_torch_file
 from jepa.types import ClipConfig
 
 log = logging.getLogger("jepa")
@@ -109,16 +108,17 @@ def _load_parts(
 ) -> Pretrained:
     """Encoder and predictor of a trainer's file."""
     patterns = (*layouts.UNUSED.get(arch.family, ()), *allow)
-    encoder = build_encoder(arch, clip)
     tensors = layouts.encoder_tensors(entries[weights], arch.family)
-    ignored = load_strictly(encoder, tensors, path, part="encoder", allow=patterns)
-    freeze(encoder)
+    encoder, ignored = build_loaded(
+        lambda: build_encoder(arch, clip), tensors, path, part="encoder", allow=patterns
+    )
     predictor = None
     if isinstance(entries.get("predictor"), Mapping):
-        predictor = build_predictor(arch, encoder)
         tensors = layouts.predictor_tensors(entries["predictor"], arch.family)
-        ignored |= load_strictly(predictor, tensors, path, part="predictor", allow=patterns)
-        freeze(predictor)
+        predictor, passed_over = build_loaded(
+            lambda: build_predictor(arch, encoder), tensors, path, part="predictor", allow=patterns
+        )
+        ignored |= passed_over
         if isinstance(predictor, Predictor):
             predictor.note_untrained()
     _say(ignored, path)
@@ -134,9 +134,8 @@ def _load_probe(
     assert tensors is not None, "check_family saw a classifier"
     if arch.num_classes is None and not arch.classifiers:
         arch = replace(arch, classifiers=layouts.classifier_sizes(tensors))
-    probe = build_probe(arch)
-    ignored = load_strictly(probe, tensors, path, part="probe", allow=(*layouts.UNUSED["probe"], *allow))
-    freeze(probe)
+    patterns = (*layouts.UNUSED["probe"], *allow)
+    probe, ignored = build_loaded(lambda: build_probe(arch), tensors, path, part="probe", allow=patterns)
     _say(ignored, path)
     return Pretrained(family="probe", path=path, probe=probe, ignored=ignored)
 
