@@ -26,7 +26,7 @@ _DATASETS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class PublishedModel:
     """One published checkpoint.
 
@@ -53,6 +53,12 @@ class PublishedModel:
     encoder: str | None = None
     layers: tuple[int, ...] | None = None
     notes: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"<{self.name}: {self.parameters / 1e6:.1f} M parameters, {self.resolution} px, {self.frames} frames, "
+            f"{self.source}, {self.licence}>"
+        )
 
     @property
     def resolution(self) -> int:
