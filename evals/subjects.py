@@ -53,8 +53,9 @@ def home(config: EvalConfig) -> Path:
         return folder.parent if folder.name == "checkpoints" else folder
     if config.out is not None:
         return Path(config.out)
-    name = config.run.removeprefix("timm:").rstrip("/").rpartition("/")[2] or config.run
-    return Path("runs") / re.sub(r"[^\w.=-]+", "-", name).strip("-.")
+    name = re.sub(r"@.*/", "@", config.run.removeprefix("timm:"))  # of a path to weights its last part
+    name = "-".join(name.strip("/.").split("/")[-2:])
+    return Path("runs") / re.sub(r"[^\w.=-]+", "-", name)
 
 
 def results_folder(config: EvalConfig) -> Path:
