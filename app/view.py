@@ -124,12 +124,13 @@ def encode_videos(paths: list[str], encoder: object, args: argparse.Namespace) -
             logging.getLogger("jepa").warning("%s", error)
             failed += part
             continue
-        clips += encoded_clips(found)
-        vectors.append(found.pooled().numpy())
+        made = dict(zip(encoded_clips(found), found.pooled().numpy()))  # a short video's clips may be all the same one
+        clips += made
+        vectors += made.values()
         failed += [path for path in part if path not in found.sources]
     if not clips:
         raise VideoError(f"none of {len(paths)} files can be read; the first: {paths[0]}")
     sources, start_s, end_s = zip(*clips)
     times = (np.array(x, dtype=np.float64) for x in (start_s, end_s))
     metadata = {"clip": found.metadata.get("clip"), "model": args.model}
-    return FeatureTable(list(sources), *times, np.concatenate(vectors), metadata), failed
+    return FeatureTable(list(sources), *times, np.stack(vectors), metadata), failed

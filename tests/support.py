@@ -1,4 +1,4 @@
-"""What tests share: a tiny source of clips, and a tiny training config that takes a step in milliseconds."""
+"""What tests share: a tiny source of clips, a tiny training config, the message of a command that fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 
 def write_clips(path: Path, clips: int = 12, frames: int = 4, side: int = 32, seed: int = 0) -> Path:
@@ -42,3 +43,15 @@ def tiny_settings(folder: Path, **train: Any) -> dict[str, Any]:
         "train": {**loop, **train},
         "monitor": {"every": 1000},
     }
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The single line that a wrong command line prints; checks its exit status and that there is no traceback."""
+    from app.cli import main
+
+    status = main(arguments)
+    printed = capsys.readouterr().err
+    errors = [line for line in printed.splitlines() if line.startswith("jepa: error: ")]
+    assert (status, len(errors)) == (2, 1), printed
+    assert "Traceback" not in printed
+    return errors[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import error_of
 
 from app.cli import COMMANDS, main
 
@@ -17,16 +18,6 @@ def write(settings: dict[str, Any], folder: Path) -> str:
     path = folder / "config.yaml"
     path.write_text(json.dumps(settings))
     return str(path)
-
-
-def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The single line that a wrong command line prints; checks its exit status and that there is no traceback."""
-    status = main(arguments)
-    printed = capsys.readouterr().err
-    errors = [line for line in printed.splitlines() if line.startswith("jepa: error: ")]
-    assert (status, len(errors)) == (2, 1), printed
-    assert "Traceback" not in printed
-    return errors[0]
 
 
 def test_train_runs_with_overrides(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""jepa similar: the right clips in the right order, from a file, a row or a source; clear errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_features import Made, write_run
+from support import error_of
+
+from app.cli import main
+from app.thumbnails import Clip
+from app.view_page import clock
+from jepa.encode import encode
+from jepa.features import open_features
+
+
+def found(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
+    capsys.readouterr()
+    assert main(["similar", *words, "--json", "--device", "cpu"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def cosines(vectors: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """``[K]``: the largest cosine to any query, in float64."""
+    v, q = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (vectors.astype(float), queries.astype(float)))
+    return (v @ q.T).max(axis=1)
+
+
+def test_a_row_finds_the_others_by_cosine(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = open_features(made.table).vectors
+    answer = found(capsys, made.table, "#3", "-k", "5")
+    scores = cosines(vectors, vectors[[3]])
+    scores[3] = -2
+    expected = np.argsort(-scores)[:5]
+    assert [result["row"] for result in answer["results"]] == expected.tolist()
+    np.testing.assert_allclose([result["similarity"] for result in answer["results"]], scores[expected], atol=2e-6)
+    assert answer["query"]["rows"] == [3]
+    assert (answer["method"], answer["searched"], answer["skipped"]) == ("exact", 8, 0)
+    first = answer["results"][0]
+    assert first["source"] == made.videos[first["row"] // 2]
+    assert len(found(capsys, made.table, "#3", "-k", "50")["results"]) == 7
+    others = found(capsys, made.table, "#3", "-k", "50", "--other-files")["results"]
+    assert sorted(result["row"] for result in others) == [0, 1, 4, 5, 6, 7]
+
+
+def test_a_source_of_the_table_is_not_encoded(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    vectors = open_features(made.table).vectors
+    scores = cosines(vectors, vectors[2:4])
+    scores[2:4] = -2
+    answer = found(capsys, made.table, made.videos[1], "-k", "3", "--model", "/nowhere")
+    assert [result["row"] for result in answer["results"]] == np.argsort(-scores)[:3].tolist()
+    again = found(capsys, made.table, os.path.relpath(made.videos[1]), "-k", "3")  # the same file by another name
+    assert again["results"] == answer["results"]
+
+
+def test_a_new_file_is_encoded_as_the_table_was(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copy(made.videos[2], tmp_path / "new.mp4")
+    table = open_features(made.table)
+    answer = found(capsys, made.table, str(copy), "-k", "8")
+    scores = cosines(table.vectors, encode(str(copy), made.run, device="cpu").pooled().numpy())
+    assert [result["row"] for result in answer["results"]] == np.argsort(-scores).tolist()
+    assert answer["query"]["rows"] == []
+    same = found(capsys, made.table, str(copy), "-k", "8", "--model", made.run)
+    assert same["results"] == answer["results"]
+
+
+def test_table_and_page_for_people(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "out" / "similar.html"
+    assert main(["similar", made.table, "#0", "-k", "2", "--html", str(page), "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"query: {made.videos[0]}, 00:00.4-00:00.8")
+    assert lines[1].split() == ["rank", "similarity", "row", "time", "source"]
+    assert len(lines) == 5
+    assert lines[-1] == "exact search among 8 clips by cosine"
+    text = page.read_text()
+    assert text.count('<figure class="thumb"') == text.count('src="data:image/jpeg;base64,') == 3
+    assert "http" not in text.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [((0, 59.96), "00:00.0-01:00.0"), ((62.04, 3599.9), "01:02.0-59:59.9"), ((3600, 36000), "1:00:00.0-10:00:00.0")],
+)
+def test_clock(seconds: tuple[float, float], words: str) -> None:
+    assert clock(Clip("film.mp4", *seconds)) == words
+
+
+def test_mistakes(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "has the rows #0 to #7, not #8" in error_of(["similar", made.table, "#8"], capsys)
+    assert "has the rows #0 to #7, not #x" in error_of(["similar", made.table, "#x"], capsys)
+    assert "none.mp4 is neither a file" in error_of(["similar", made.table, "none.mp4"], capsys)
+    assert "-k must be at least 1, not 0" in error_of(["similar", made.table, "#1", "-k", "0"], capsys)
+    assert "does not exist" in error_of(["similar", "none.parquet", "#1"], capsys)
+    new = str(shutil.copy(made.videos[0], tmp_path / "new.mp4"))
+    other = write_run(tmp_path / "wide", 36, seed=1)
+    message = error_of(["similar", made.table, new, "--model", other, "--device", "cpu"], capsys)
+    assert "new.mp4 was encoded to 36 numbers by" in message
+    assert "features.parquet has 24" in message
+    shutil.move(made.run, made.run + "-moved")
+    try:
+        message = error_of(["similar", made.table, new, "--device", "cpu"], capsys)
+        assert f"features.parquet was made with the model {made.run}, which cannot be loaded" in message
+        assert "give it with --model" in message
+    finally:
+        shutil.move(made.run + "-moved", made.run)
