@@ -122,8 +122,10 @@ def describe(table: FeatureTable, shown: NDArray[np.int64], share: float, args: 
     words += f"({100 * share:.0f} % of the variance)" + (", or by t-SNE. " if args.tsne else ". ")
     if asked < len(table):
         words += f"Shown are {asked:,} of {len(table):,} clips, evenly spaced in the table (--max-clips). "
-    if len(shown) < asked:
-        words += f"{asked - len(shown):,} clips are left out: their features are zero or not finite. "
+    lost = asked - len(shown)
+    if lost:
+        whose = "1 clip is left out: its" if lost == 1 else f"{lost:,} clips are left out: their"
+        words += f"{whose} features are zero or not finite. "
     return words + f"Coloured by {'label' if args.labels else 'folder'}."
 
 

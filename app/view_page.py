@@ -76,12 +76,17 @@ def missing_note(drawn: Thumbnails) -> str:
     """Says which files have no pictures; '' when all have."""
     parts = []
     if drawn.missing:
-        parts.append(f"{drawn.missing:,} file{'s are' if drawn.missing > 1 else ' is'} no longer where they were")
+        parts.append(
+            f"{drawn.missing:,} files are no longer where they were"
+            if drawn.missing > 1
+            else "1 file is no longer where it was"
+        )
     if drawn.unreadable:
         parts.append(f"{drawn.unreadable:,} cannot be read")
     if not parts:
         return ""
-    return f'<div class="note">{page.text(", ".join(parts) + ": their clips are shown without a picture.")}</div>'
+    words = f"{', '.join(parts)}. What was cut from there is shown without a picture."
+    return f'<div class="note">{page.text(words)}</div>'
 
 
 def thumb(uri: str, clip: Clip, name: str, score: float | None = None) -> str:
