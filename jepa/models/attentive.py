@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jepa.models.layers import Block, Mlp, check_width
 from jepa.models.linear import Linear, attend
 
-PROBE_EPS = 1e-5  # of every layer norm in the published probes
+PROBE_EPS = 1e-5  # of every layer norm in the published probes; their transformers port has 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +22,7 @@ class AttentiveConfig:
     """``depth``: self-attention blocks plus the one of cross-attention (V-JEPA 1, V-JEPA 2 4).
 
     One linear layer ``num_classes`` wide on one query; or, for action anticipation, one query and one layer for each
-    entry of ``classifiers`` (name to number of classes, in the order of the queries).
+    entry of ``classifiers`` (name to number of classes, in the order of the queries). ``norm_eps``: of every norm.
     """
 
     embed_dim: int
@@ -31,6 +31,7 @@ class AttentiveConfig:
     mlp_ratio: float = 4.0
     num_classes: int | None = None
     classifiers: dict[str, int] = field(default_factory=dict)
+    norm_eps: float = PROBE_EPS
 
     def __post_init__(self) -> None:
         check_width(self.embed_dim, self.depth, self.num_heads, self.mlp_ratio, "", "attentive probe")
@@ -56,11 +57,11 @@ class CrossAttention(nn.Module):
 class CrossAttentionBlock(nn.Module):
     """Cross-attention on normed tokens, then the MLP, both with a residual from the queries."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, norm_eps: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=PROBE_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.xattn = CrossAttention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=PROBE_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, round(dim * mlp_ratio))
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
@@ -76,9 +77,9 @@ class AttentivePooler(nn.Module):
         dim, heads, num_queries = config.embed_dim, config.num_heads, max(1, len(config.classifiers))
         self.query_tokens = nn.Parameter(torch.empty(1, num_queries, dim))
         nn.init.trunc_normal_(self.query_tokens, std=0.02)
-        self.cross_attention_block = CrossAttentionBlock(dim, heads, config.mlp_ratio)
+        self.cross_attention_block = CrossAttentionBlock(dim, heads, config.mlp_ratio, config.norm_eps)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, config.mlp_ratio, norm_eps=PROBE_EPS) for _ in range(config.depth - 1)
+            Block(dim, heads, config.mlp_ratio, norm_eps=config.norm_eps) for _ in range(config.depth - 1)
         )
 
     def forward(self, tokens: Tensor) -> Tensor:
