@@ -13,7 +13,7 @@ from jepa.config import ConfigError, to_dict
 from jepa.load import load
 from jepa.models.base import ClipEncoder
 
-TRAINED = "trained"  # the name of the model that the eval is about; the others go by what the user wrote
+TRAINED = "trained"  # the name of the model that the eval is about; the others go by their own
 
 
 class Subject(NamedTuple):
@@ -26,10 +26,11 @@ class Subject(NamedTuple):
 
 def open_subjects(config: EvalConfig) -> list[Subject]:
     """The model of the eval, then those that it is compared with. Raises ``ValueError`` for what cannot be loaded."""
-    names = [TRAINED, *config.against]
+    short = [re.sub(r"^timm:([^@?]*)(@[^?]*)?", r"\1", model) for model in config.against]  # no file of weights
+    names = [TRAINED, *(s if short.count(s) == 1 else model for s, model in zip(short, config.against, strict=True))]
     taken = [name for name in names if names.count(name) > 1 or name in BASELINES]
     if taken:
-        raise ConfigError(f"the name {taken[0]!r} stands for two columns of the table; write its path as ./{taken[0]}")
+        raise ConfigError(f"the name {taken[0]!r} stands for two columns of the table; write a path as ./{taken[0]}")
     models = [config.run, *config.against]
     return [Subject(name, model, load(model, config.weights)) for name, model in zip(names, models, strict=True)]
 

@@ -10,6 +10,7 @@ import functools
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ log = logging.getLogger("jepa")
 
 _PIXELS_AT_ONCE = 64 * 224 * 224  # frames go through the model in chunks of so many pixels: memory stays bounded
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # where training scripts keep the weights in a .pth
+_LONG_LIST = re.compile(r'((?:"[^"]+", ){6})(?:"[^"]+", )*"[^"]+"')  # of keys, as torch writes them
 
 
 class Layout(NamedTuple):
@@ -250,8 +252,8 @@ def _from_file(name: str, size: int, path: str) -> Any:
         try:
             return _create(name, size, pretrained=True, overlay={"state_dict": dict(state), **head})
         except (RuntimeError, KeyError) as error:
-            problems.append(" ".join(str(error).split())[:2000])
-    raise CheckpointError(f"{path} does not fit timm model {name}: {problems[-1]}")
+            problems.append(_LONG_LIST.sub(r"\1...", " ".join(str(error).split()))[:2000])
+    raise CheckpointError(f"{path} does not fit timm model {name}: {min(problems, key=len)}")  # the shorter list
 
 
 def _channels_last(model: Any) -> bool:

@@ -63,18 +63,20 @@ def test_a_column_against_others_is_the_same_as_alone(
         ),
     )  # fmt: skip
     together = evaluate(asked(folder, first, against=(vit, second), cache_gb=0), tmp_path / "out")
-    names = ["trained", vit, second, "random", "pixels"]
+    short = "test_vit?frames=2&fps=8&size=32"  # the file of weights is in results.json
+    names = ["trained", short, second, "random", "pixels"]
     assert [row["encoder"] for row in together["rows"]] == names
     assert together["table"].startswith(f"| probe | label | {' | '.join(names)} | chance |")
-    one_pass = [(32, ["trained", "random", "pixels"]), (32, [vit]), (16, [second])]
+    one_pass = [(32, ["trained", "random", "pixels"]), (32, [short]), (16, [second])]
     assert passes == one_pass * 2  # once per split and kind of clip
     columns = {row["encoder"]: row for row in together["rows"]}
-    for name in (vit, second):
-        alone = evaluate(asked(folder, name, baselines=(), cache_gb=0), tmp_path / "alone")["rows"][0]
+    for name, model in ((short, vit), (second, second)):
+        alone = evaluate(asked(folder, model, baselines=(), cache_gb=0), tmp_path / "alone")["rows"][0]
         assert {**columns[name], "seconds": 0, "encoder": ""} == {**alone, "seconds": 0, "encoder": ""}
     stored = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert stored["models"][vit]["encoder"]["name"] == "test_vit.r160_in1k"
-    assert stored["models"][vit]["step"] is None
+    assert stored["models"][short]["model"] == vit
+    assert stored["models"][short]["encoder"]["name"] == "test_vit.r160_in1k"
+    assert stored["models"][short]["step"] is None
     assert stored["models"]["trained"]["step"] == stored["models"][second]["step"] == stored["step"] == 5
     assert stored["models"][second]["clip"]["crop_size"] == 16
     assert stored["config"]["against"] == [vit, second]
