@@ -65,7 +65,7 @@ def nearest(
 
     Raises ``ValueError`` for shapes that do not fit, a query that is zero or not finite, or when faiss is missing.
     """
-    queries = torch.as_tensor(queries).detach().cpu().float()
+    queries = _tensor(queries).cpu()
     queries = queries[None] if queries.ndim == 1 else queries
     _check(vectors, queries, k, metric, method)
     bad = torch.nonzero(~_usable(queries, metric)).flatten().tolist()
@@ -76,6 +76,11 @@ def nearest(
     if method == "approximate" or (method == "auto" and len(vectors) > threshold):
         return _approximate(vectors, queries, k, metric, index_path)
     return _exact(vectors, queries, k, metric, choose_device(device))
+
+
+def _tensor(values: Vectors) -> Tensor:
+    """float32; an array is copied, because one that is mapped from disk cannot be written to."""
+    return (values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))).float()
 
 
 def _check(vectors: Vectors, queries: Tensor, k: int, metric: str, method: str) -> None:
@@ -117,7 +122,7 @@ def _chunks(vectors: Vectors, metric: Metric, device: torch.device) -> Iterator[
     size = max(1, _CHUNK_VALUES // max(1, vectors.shape[1]))
     for start in range(0, len(vectors), size):
         part = vectors[start : start + size]
-        rows = (part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))).to(device).float()
+        rows = _tensor(part).to(device)
         keep = torch.nonzero(_usable(rows, metric)).flatten()
         yield _prepare(rows if len(keep) == len(rows) else rows[keep], metric), keep + start
 
@@ -186,7 +191,7 @@ def _approximate(
     ids = ids.astype(np.int64)
     for row, candidates in enumerate(found):
         candidates = np.sort(candidates)
-        rows = _prepare(torch.as_tensor(vectors[candidates]).cpu().float(), metric)
+        rows = _prepare(_tensor(vectors[candidates]).cpu(), metric)
         exact, place = _top(_scores(rows, queries[row : row + 1], metric), k)
         ids[row], scores[row] = candidates[place[0].numpy()], exact[0].numpy()
     return Neighbours(ids, scores.astype(np.float32), "approximate", len(vectors) - index.ntotal)
