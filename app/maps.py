@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.thumbnails import file_of
 from evals.drawing import Frames
 from jepa.data.image import IMAGE_SUFFIXES
 from jepa.data.loader import eval_options
@@ -99,7 +100,7 @@ def _encode(path: str, encoder: ClipEncoder, layers: Sequence[int] | None, devic
 
 def tile(path: str, clip: ClipConfig, tubelets: int) -> tuple[NDArray[np.float64] | None, str]:
     """Seconds ``[n, 2]`` of the clips that cover a video (None: an image), and how they do, in words."""
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = os.path.splitext(file_of(path))[1].lower()
     if suffix in (".npy", ".npz"):
         raise VideoError(f"{path} holds arrays; maps are drawn of video and image files")
     if suffix in IMAGE_SUFFIXES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="+", help="one feature file of `jepa encode`, or videos, images and folders")
     parser.add_argument("-o", "--out", default="view.html", help="page to write (default: view.html)")
-    parser.add_argument("--model", help="encoder of videos (default: the one named in the feature file)")
-    parser.add_argument("--videos", nargs="+", default=[], help="beside a feature file: videos to draw maps of")
+    parser.add_argument("--model", help="encoder of videos; beside a feature file it draws maps of its videos")
+    parser.add_argument("--videos", nargs="+", default=[], help="beside a feature file: draw maps of these")
     parser.add_argument("--max-maps", type=int, default=3, help="draw maps of so many videos (default: 3)")
     parser.add_argument("--segments", type=int, default=4, help="clips taken from every video given (default: 4)")
     parser.add_argument("--layers", type=int, nargs="+", help="blocks to take features from (default: the last)")
@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     if given:
         from jepa.features import open_features
 
-        table, videos, layers = open_features(given[0]), list_videos(args.videos), args.layers
+        table, layers = open_features(given[0]), args.layers
+        videos = list_videos(args.videos or (dict.fromkeys(table.sources) if args.model else []))
         if videos:
             encoder = open_encoder(given[0], table.metadata, args.model)
             layers = args.layers or table.metadata.get("layers") or None
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
         "clips": f"{len(table):,}", "files": f"{len(set(table.sources)):,}",
         "features per clip": f"{table.vectors.shape[1]:,}", "not readable": f"{len(failed):,}" if failed else "",
     }  # fmt: skip
-    made = args.model or table.metadata.get("model")
+    made = table.metadata.get("model")
     by = f"by `{made}`" if made else "by an encoder that the file does not name"
     subtitle = f"Features {by}" + (f", in `{given[0]}`." if given else ".")
     if len(videos) > args.max_maps and encoder:
@@ -84,7 +85,7 @@ def is_feature_file(path: str) -> bool:
     return path.lower().endswith((".parquet", ".safetensors"))
 
 
-def list_videos(inputs: Sequence[str]) -> list[str]:
+def list_videos(inputs: Iterable[str]) -> list[str]:
     """Every file once: folders become the videos and images below them, CSVs the files that they name."""
     import os
 

@@ -183,6 +183,7 @@ def test_maps_beside_a_feature_file_use_its_model(made: Made, tmp_path: Path) ->
     text = view(tmp_path / "view.html", made.table, "--videos", *made.videos, "--max-maps", "2")
     assert text.count('class="player"') == 2
     assert "Maps of the first 2 of 4 videos (--max-maps)." in text
+    assert view(tmp_path / "same.html", made.table, "--model", made.run, "--max-maps", "2").count('class="player"') == 2
     assert_self_contained(text)
 
 
