@@ -184,8 +184,8 @@ def compute_features(
     found: dict[str, FeatureSet] = {}
     for clip in dict.fromkeys(representation.clip for representation in representations):
         group = [representation for representation in representations if representation.clip == clip]
-        sized = replace(source.options, short_side=eval_options(clip).short_side)
-        found |= _features_of_clip(group, replace(source, options=sized), clip, run, options)
+        reading = eval_options(clip, source.options.backend, source.options.short_video)
+        found |= _features_of_clip(group, replace(source, options=reading), clip, run, options)
     return {representation.name: found[representation.name] for representation in representations}
 
 
