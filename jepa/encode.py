@@ -1,4 +1,4 @@
-"""``encode`` whatever a user has: files, folders, arrays, tensors.
+"""``encode`` whatever a user has: files, folders, arrays, tensors, a camera.
 
 Everything goes through the encoder's own clip: its frame rate, number of frames, resolution and normalisation, which
 are stored with the weights. Nothing has to be configured twice.
@@ -6,231 +6,126 @@ are stored with the weights. Nothing has to be configured twice.
 
 from __future__ import annotations
 
-import glob
-import itertools
-import logging
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 
-from jepa.config import to_dict
-from jepa.data.batches import Failure, eval_batches
-from jepa.data.loader import eval_options
-from jepa.data.sources import Source, SourceConfig, open_source
-from jepa.data.transforms import ClipTransform
+from jepa.data.batches import collate
+from jepa.data.sources import RawClip
 from jepa.data.video import VideoError
 from jepa.distributed import Run, choose_device, choose_precision
 from jepa.features import Features, tubelet_times
-from jepa.load import load
+from jepa.features.features import Pool
+from jepa.feed import Origin, Task, Work
+from jepa.inputs import Camera, Inputs, list_inputs
+from jepa.job import EncodeOptions, Job, Row, encode_tasks
 from jepa.models.base import ClipEncoder
-from jepa.types import Batch, ClipConfig
-
-log = logging.getLogger("jepa")
-
-Item: TypeAlias = str | Path | NDArray[Any] | Tensor
-Inputs: TypeAlias = Item | Sequence[Item]
-_LISTS = (".csv", ".tsv", ".txt", ".npy", ".npz")
+from jepa.types import Fit, TokenGrid
+from jepa.windows import Merge, stream_windows
 
 
 def encode(
-    inputs: Inputs,
-    model: ClipEncoder | str | Path,
-    batch_size: int = 8,
-    device: str = "auto",
-    layers: Sequence[int] | None = None,
-    segments: int = 1,
-    *,
-    fps: float | None = None,
-    normalised: bool = False,
-    on_error: Literal["raise", "skip"] = "raise",
-    precision: str = "auto",
-) -> Features:
-    """Encode clips in chunks of ``batch_size``, without gradients, in the order of ``inputs``.
+    inputs: Inputs, model: ClipEncoder | str | Path, batch_size: int | Literal["auto"] = "auto", device: str = "auto",
+    layers: Sequence[int] | None = None, segments: int = 1, *, overlap: float | None = None, merge: Merge = "none",
+    pool: Pool = "none", probe: nn.Module | None = None, fps: float | None = None, num_frames: int | None = None,
+    clip_fps: float | None = None, crop_size: int | None = None, fit: Fit | None = None, normalised: bool = False,
+    on_error: Literal["raise", "skip"] = "raise", precision: str = "auto", workers: int | Literal["auto"] = "auto",
+) -> Features:  # fmt: skip
+    """Encode clips in batches, without gradients, in the order of ``inputs``; for much data see ``encode_files``.
 
-    ``model``: an encoder, or what ``load`` takes. ``inputs`` is one of these, or a list of them:
-      * the path of a video or an image; a folder (every video and image below it, sorted); a CSV, ``.npy`` or ``.npz``
-        as for training; a glob pattern;
-      * an RGB array or tensor, uint8 ``[T, H, W, 3]`` (a video) or ``[H, W, 3]`` (an image);
-      * a batch of clips ``[B, C, T, H, W]`` whose frames are taken as they are: uint8, or float with pixel values in
-        [0, 1] (rounded to 256 levels). With ``normalised=True`` a float batch is the encoder's input already: nothing
-        is done to it, and any size that the patches divide is encoded at that size.
+    ``model``: an encoder, or what ``load`` takes. ``inputs`` is one of these, or a list of them: the path or URL of a
+    video; an image; a folder; a glob pattern; a CSV, TSV or text file with a column ``path`` (and, if wanted,
+    ``start_s`` and ``end_s``); an ``.npy`` or ``.npz`` file or a ``SourceConfig`` as for training; an RGB array or
+    tensor, uint8 ``[T, H, W, 3]`` (a video), ``[H, W, 3]`` (an image) or ``[B, T, H, W, 3]``; a batch of clips
+    ``[B, C, T, H, W]`` whose frames are taken as they are: uint8, or float with pixel values in [0, 1]
+    (``normalised=True``: floats that are the encoder's input already, at any size that the patches divide); an iterator
+    of frames uint8 ``[H, W, 3]``. ``fps``: frames per second of arrays and iterators; None: the clip's rate.
 
-    Videos are cut to the encoder's clip: its frame rate and length, ``segments`` clips spread over each video (1: the
-    middle), resized and centre-cropped to its resolution. An image, or the last frame of a short video, is held for
-    the length of the clip. ``fps``: frames per second of ``[T, H, W, 3]`` arrays; ``None``: already at the clip's rate.
-    ``layers``: blocks to take tokens from (negative: from the last), joined along the width; ``None``: the last.
-    ``device`` and ``precision`` as for training ("auto": bf16 on CUDA, fp32 elsewhere); the model is moved there.
-    ``on_error="skip"`` leaves out files that cannot be decoded, logs them and lists them in ``metadata["failed"]``.
+    Videos are cut to the encoder's clip: ``segments`` clips spread over each (1: the middle), or, with ``overlap`` (a
+    share of the window, 0 <= overlap < 1), windows from start to end, of which ``merge`` makes one row per window
+    ("none") or one per tubelet (the "mean" over the windows that saw it, or the "latest"). Iterators always go by
+    windows. An image, or the last frame of a short video, is held. ``num_frames``, ``clip_fps``, ``crop_size`` and
+    ``fit`` ("crop", "keep", "stretch") replace the clip's own. ``layers``: blocks to take tokens from (negative: from
+    the last), side by side along the width; None: the last block. ``pool``: "none" (tokens), "mean", or "attentive" by
+    ``probe``. ``batch_size``, ``workers`` (decoding processes), ``device`` and ``precision``: "auto" suits the machine.
+    ``on_error="skip"`` leaves out files that cannot be decoded and lists them in ``metadata["failed"]``.
 
-    Returns ``Features`` on the CPU, float32: tokens ``[B, N, D]``, B = clips x segments, video by video.
-    Raises ``ValueError`` for inputs that cannot be encoded; ``VideoError`` (also a ``ValueError``) names a bad file.
+    Returns ``Features`` on the CPU, float32. Raises ``ValueError`` for inputs that cannot be encoded; ``VideoError``
+    (also a ``ValueError``) names a bad file.
     """
-    if segments < 1 or batch_size < 1:
-        raise ValueError(f"segments and batch_size must be at least 1, not {segments} and {batch_size}")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+    options = EncodeOptions(
+        layers=None if layers is None else tuple(layers), segments=segments, overlap=overlap, merge=merge, pool=pool,
+        num_frames=num_frames, clip_fps=clip_fps, crop_size=crop_size, fit=fit, normalised=normalised,
+    )  # fmt: skip
+    job = Job.prepare(model, options, _alone(device, precision), probe)
+    videos = list_inputs(inputs, job.clip, fps)
+    return _encode(job, [Task(*pair) for pair in enumerate(videos)], batch_size, workers, on_error == "skip")
+
+
+def encode_stream(
+    frames: Iterable[Any], model: ClipEncoder | str | Path, *, fps: float | None = None, overlap: float = 0.0,
+    device: str = "auto", precision: str = "auto", layers: Sequence[int] | None = None, pool: Pool = "none",
+    probe: nn.Module | None = None, num_frames: int | None = None, clip_fps: float | None = None,
+    crop_size: int | None = None, fit: Fit | None = None,
+) -> Iterator[Features]:  # fmt: skip
+    """Features of a live camera, window by window, each as soon as its last frame is there; memory stays the same.
+
+    ``frames``: uint8 ``[H, W, 3]`` as they come, ``fps`` per second (None: the clip's rate). ``overlap``: the share of
+    a window that the next one sees again. The rest is as for ``encode``. Every ``Features`` holds one window, with its
+    seconds since the first frame. Raises ``ValueError`` for frames of another kind or size.
+    """
+    options = EncodeOptions(
+        layers=None if layers is None else tuple(layers), overlap=overlap, pool=pool, num_frames=num_frames,
+        clip_fps=clip_fps, crop_size=crop_size, fit=fit,
+    )  # fmt: skip
+    job = Job.prepare(model, options, _alone(device, precision), probe)
+    forward, rule = job.forward(), job.window_rule(overlap)
+    windows = stream_windows(iter(Camera(iter(frames), fps)), fps, job.clip, rule)
+    for number, window in enumerate(windows):
+        batch = collate([RawClip(window.frames, window.start_s, window.end_s, -1)], [0], [0])
+        origin = Origin(0, number, window.start_s, window.end_s, window.first, window.valid)
+        for encoded in forward(iter([Work(batch, [origin], [])])):
+            assert encoded.rows is not None
+            assert encoded.grid is not None
+            row = Row(0, number, window.start_s, window.end_s, encoded.rows[0])
+            yield _features(job, [row], encoded.grid, ("camera",))
+
+
+def _alone(device: str, precision: str) -> Run:
     place = choose_device(device)
-    run = Run(place, choose_precision(precision, place))
-    model = (model if isinstance(model, ClipEncoder) else load(model)).to(place).eval()
-    feed = _Feed(model.clip, batch_size, segments, normalised, on_error == "skip", place, [])
-    tokens: list[Tensor] = []
-    clips: list[_Origin] = []
-    grid = model.grid
-    for clip, origins in feed.batches(_list_inputs(inputs, model.clip, fps)):
-        shape = model.grid_of(clip.shape)
-        if tokens and shape != grid:
-            raise ValueError(f"inputs have different token grids, {tuple(grid)} and {tuple(shape)}: encode them apart")
-        grid = shape
-        tokens.append(_tokens(model, clip, layers, run))
-        clips += origins
-    if not tokens:
-        raise VideoError(f"no input can be decoded; the first: {feed.failed[0]}")
-    start_s, end_s = tubelet_times([c.start_s for c in clips], [c.end_s for c in clips], grid)
-    metadata: dict[str, object] = {
-        "clip": to_dict(model.clip), "segments": segments, "layers": None if layers is None else list(layers),
-        "precision": run.precision, "normalised_by_caller": normalised, "failed": feed.failed,
-    }  # fmt: skip
-    sources = tuple(c.source for c in clips)
-    return Features(torch.cat(tokens), grid, start_s, end_s, sources, metadata, tuple(layers or ()))
+    return Run(place, choose_precision(precision, place))
 
 
-@torch.inference_mode()
-def _tokens(model: ClipEncoder, clip: Tensor, layers: Sequence[int] | None, run: Run) -> Tensor:
-    """Float clip [B, C, T, H, W] to tokens [B, N, D] (or the chosen layers side by side), float32 on the CPU."""
-    with run.autocast():
-        tokens = model(clip) if layers is None else torch.cat(model(clip, layers=layers), dim=-1)
-    return tokens.float().cpu()
+def _encode(job: Job, tasks: list[Task], batch_size: int | str, workers: int | str, skip: bool) -> Features:
+    rows: list[Row] = []
+    grid = job.model.grid
+    for encoded, complete in encode_tasks(job, tasks, batch_size, workers):
+        for end in encoded.work.ends:
+            if end.reason and not skip:
+                raise VideoError(end.reason)
+            job.note(end, tasks[end.video].video.name)
+        if encoded.grid is not None:
+            if rows and encoded.grid != grid:
+                both = f"{tuple(grid)} and {tuple(encoded.grid)}"
+                raise ValueError(f"inputs have different token grids, {both}: encode them apart, or pool to a file")
+            grid = encoded.grid
+        rows += complete
+    if not rows:
+        raise VideoError(f"no input can be decoded; the first: {job.failed[0]}")
+    return _features(job, rows, grid, tuple(tasks[row.video].video.name for row in rows))
 
 
-# ---- from what the user has to batches -------------------------------------------------------------------------------
-
-
-class _Origin(NamedTuple):
-    """Where a clip came from, and the seconds that it covers."""
-
-    source: str
-    start_s: float
-    end_s: float
-
-
-@dataclass
-class _Feed:
-    """Batches ready for the encoder. Clips of files and arrays are gathered; batches of the user's own stay apart."""
-
-    clip: ClipConfig
-    batch_size: int
-    segments: int
-    normalised: bool
-    skip: bool
-    device: torch.device
-    failed: list[str]
-
-    def batches(self, inputs: list[Source | Tensor]) -> Iterator[tuple[Tensor, list[_Origin]]]:
-        """Float clips [n, C, T, H, W] on the device, with the origin of each."""
-        for ready_made, group in itertools.groupby(inputs, lambda part: isinstance(part, Tensor)):
-            parts: list[Any] = list(group)
-            if ready_made:
-                yield from itertools.chain.from_iterable(map(self._ready_made, parts))
-            else:
-                yield from self._cut(parts)
-
-    def _cut(self, sources: list[Source]) -> Iterator[tuple[Tensor, list[_Origin]]]:
-        paths = [path for source in sources for path in source.paths]
-        failures: list[Failure] = []
-        noted = failures if self.skip else None
-        for batch in eval_batches(sources, self.clip, self.batch_size, self.segments, failures=noted):
-            assert batch.index is not None
-            assert batch.start_s is not None
-            assert batch.end_s is not None
-            seconds = zip(batch.index.tolist(), batch.start_s.tolist(), batch.end_s.tolist(), strict=True)
-            yield self._transform(batch), [_Origin(paths[item], start, end) for item, start, end in seconds]
-        for failure in failures:
-            log.warning("skipped, cannot be decoded: %s", failure.reason)
-            self.failed.append(failure.reason)
-
-    def _ready_made(self, clips: Tensor) -> Iterator[tuple[Tensor, list[_Origin]]]:
-        if self.normalised and not clips.is_floating_point():
-            raise ValueError("normalised=True is for float clips, these are uint8")
-        if not self.normalised and clips.is_floating_point() and (clips.min() < 0 or clips.max() > 1):
-            raise ValueError(
-                f"float clips hold pixel values in [0, 1]; these reach from {clips.min():.3g} to {clips.max():.3g}. "
-                "Pass uint8 for values in 0..255, or normalised=True for clips that are normalised already"
-            )
-        origin = _Origin("array", 0.0, _duration_s(self.clip, clips.shape[2]))
-        for part in clips.split(self.batch_size):
-            if self.normalised:
-                ready = part.to(self.device, torch.float32)
-            else:
-                ready = self._transform(Batch(clip=part if part.dtype == torch.uint8 else _bytes(part)))
-            yield ready, [origin] * len(part)
-
-    def _transform(self, batch: Batch) -> Tensor:
-        return ClipTransform(self.clip, None)(batch.to(self.device)).clip
-
-
-def _bytes(clips: Tensor) -> Tensor:
-    """Pixel values in [0, 1] to the nearest of 256 levels: what a file or a uint8 array would have held."""
-    return clips.float().mul(255).round().to(torch.uint8)
-
-
-def _duration_s(clip: ClipConfig, num_frames: int) -> float:
-    """Seconds that so many frames cover at the clip's own rate (a rate of 1 where the clip names none)."""
-    if clip.duration_s is not None:
-        return clip.duration_s * num_frames / clip.num_frames
-    return num_frames / (clip.fps or 1.0)
-
-
-def _list_inputs(inputs: Inputs, clip: ClipConfig, fps: float | None) -> list[Source | Tensor]:
-    """Everything in ``inputs`` as sources of clips, or as batches [B, C, T, H, W]. Raises ``ValueError``."""
-    if isinstance(inputs, (str, Path)):
-        return [_open_path(os.fspath(inputs), clip)]
-    if isinstance(inputs, (np.ndarray, Tensor)):
-        return [_open_array(inputs, clip, fps)]
-    if not isinstance(inputs, Sequence):
-        raise ValueError(f"inputs must be a path, an array, a tensor or a list of these, not {type(inputs).__name__}")
-    if not inputs:
-        raise ValueError("inputs is an empty list: nothing to encode")
-    return [source for part in inputs for source in _list_inputs(part, clip, fps)]
-
-
-def _open_path(path: str, clip: ClipConfig) -> Source:
-    if os.path.isdir(path) or (path.lower().endswith(_LISTS) and os.path.exists(path)):
-        return open_source(SourceConfig(path=path), eval_options(clip))
-    paths = [path]
-    if glob.has_magic(path) and not os.path.exists(path):
-        paths = sorted(found for found in glob.glob(path, recursive=True) if os.path.isfile(found))
-        if not paths:
-            raise VideoError(f"pattern {path} matches no file")
-    nothing = np.full(len(paths), -1, dtype=np.int64)
-    return Source(config=SourceConfig(path=path), options=eval_options(clip), paths=paths, labels=nothing)
-
-
-def _open_array(array: NDArray[Any] | Tensor, clip: ClipConfig, fps: float | None) -> Source | Tensor:
-    tensor = torch.as_tensor(array)
-    shape = list(tensor.shape)
-    described = f"{str(tensor.dtype).removeprefix('torch.')} {shape}"
-    if 0 in shape:
-        raise ValueError(f"an input array is empty: {described}")
-    if tensor.dim() == 5 and shape[1] == 3 and (tensor.dtype == torch.uint8 or tensor.is_floating_point()):
-        return tensor
-    if tensor.dim() in (3, 4) and shape[-1] == 3 and tensor.dtype == torch.uint8:
-        frames = tensor.cpu().numpy()
-        return Source(
-            config=SourceConfig(path="array", fps=fps),
-            options=eval_options(clip),
-            paths=["array"],
-            labels=np.full(1, -1, dtype=np.int64),
-            arrays=frames[None, None] if tensor.dim() == 3 else frames[None],
-            rows=np.zeros(1, dtype=np.int64),
-        )
-    raise ValueError(
-        f"cannot encode an array {described}: give uint8 [T, H, W, 3] (a video), uint8 [H, W, 3] (an image), "
-        "or a batch [B, 3, T, H, W], uint8 or float"
-    )
+def _features(job: Job, rows: list[Row], grid: TokenGrid, sources: tuple[str, ...]) -> Features:
+    """Rows of one grid, stacked."""
+    if job.merging:
+        grid = grid._replace(t=1)
+    start_s, end_s = tubelet_times([row.start_s for row in rows], [row.end_s for row in rows], grid)
+    stacked = torch.stack([row.feature for row in rows])
+    tokens = stacked if job.options.pool == "none" else stacked[:, None]
+    layers, pool = job.options.layers or (), job.options.pool
+    return Features(tokens, grid, start_s, end_s, sources, job.metadata(), layers, pool)

@@ -17,8 +17,9 @@ LAYERS = (
     ("jepa.data", "jepa.objectives", "jepa.planning"),
     (
         "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
-        "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.encode", "jepa.streaming", "jepa.search",
-        "jepa.predict",
+        "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job", "jepa.encode",
+        "jepa.streaming", "jepa.search",
+        "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),
     ("evals",),
     ("app",),

@@ -190,7 +190,7 @@ def test_bad_arrays_are_named(model: Encoder, bad: Tensor, message: str) -> None
 
 def test_bad_options_are_named(model: Encoder) -> None:
     clips = torch.zeros(1, 3, 4, 32, 32)
-    with pytest.raises(ValueError, match="segments and batch_size"):
+    with pytest.raises(ValueError, match="segments must be at least 1"):
         encode(clips, model, segments=0)
     with pytest.raises(ValueError, match="layers names block 7"):
         encode(clips, model, layers=[7])

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa.data.sampling import ShortVideoError
 from jepa.data.sources import ClipRequest, RawClip, Source
 from jepa.data.video import VideoError
 from jepa.types import Batch, ClipConfig
+
+
+T = TypeVar("T")
 
 
 class Failure(NamedTuple):
@@ -96,3 +99,49 @@ def eval_batches(
         while len(clips) >= batch_size or (clips and number == len(dataset)):
             yield collate(clips[:batch_size], index[:batch_size], [0] * len(clips[:batch_size]))
             clips, index = clips[batch_size:], index[batch_size:]
+
+
+class _Share(IterableDataset[Any]):
+    """What ``read`` makes of every task, and None at each task's end."""
+
+    def __init__(self, tasks: Sequence[Any], read: Callable[[Any], Iterable[Any]]) -> None:
+        self.tasks, self.read = tasks, read
+
+    def __iter__(self) -> Iterator[Any]:
+        for task in self.tasks:
+            yield from self.read(task)
+            yield None
+
+
+def read_ahead(
+    tasks: Sequence[T], read: Callable[[T], Iterable[Any]], workers: int, ahead: int = 4
+) -> Iterator[Iterator[Any]]:
+    """For every task, in order, an iterator over what ``read`` makes of it (to be used up before the next one).
+
+    ``workers`` processes (0: none) take the tasks in turn and read at most ``ahead`` elements each in advance, so that
+    memory stays the same however long a task is. They start at once. Raises ``VideoError`` when one of them dies.
+    """
+    workers = min(workers, len(tasks))
+    if not workers:
+        return (iter(read(task)) for task in tasks)
+    # one loader for each worker: the consumer decides whose turn it is, so that the order never depends on speed
+    loaders = [
+        iter(
+            DataLoader(
+                _Share(tasks[worker::workers], read), batch_size=None, num_workers=1, prefetch_factor=ahead,
+                worker_init_fn=leave_signals_to_parent,
+            )
+        )
+        for worker in range(workers)
+    ]  # fmt: skip
+    return (_until_none(loaders[number % workers]) for number in range(len(tasks)))
+
+
+def _until_none(loader: Iterator[Any]) -> Iterator[Any]:
+    try:
+        while (element := next(loader)) is not None:
+            yield element
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise VideoError("a worker process died (out of memory?): run this again with fewer workers") from None

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jepa.data.video import VideoError, VideoReader, one_line, resize_frames, scaled_size
+from jepa.data.video import VideoError, VideoReader, is_url, one_line, resize_frames, scaled_size
 
-# decord retries a broken packet 10240 times before it gives up: minutes for one bad file
-os.environ.setdefault("DECORD_EOF_RETRY_MAX", "256")
+# decord retries a broken packet 10240 times before it gives up: minutes for one bad file. 256 are too few for the last
+# frames of some sound files
+os.environ.setdefault("DECORD_EOF_RETRY_MAX", "2048")
 
 import decord
 from decord._ffi.base import DECORDError
@@ -46,12 +47,12 @@ class DecordReader(VideoReader):
     def __init__(self, path: str, short_side: int | None = None) -> None:
         self.path = path
         try:
-            key = (path, os.path.getmtime(path))
+            key = (path, 0.0 if is_url(path) else os.path.getmtime(path))
             plain = None if key in _sizes else _open(path)
             if plain is not None:
                 height, width = plain[0].shape[:2]
                 _sizes[key] = (int(height), int(width))
-            native = _sizes[key]
+            native = self.native = _sizes[key]
             self.height, self.width = scaled_size(*native, short_side)
             scale = (self.height, self.width) != native and _width_works(self.width)
             if not scale and not _width_works(native[1]):
@@ -63,6 +64,9 @@ class DecordReader(VideoReader):
             raise VideoError(f"{path} cannot be decoded (decord): {one_line(error)}") from None
         if not self.fps > 0:
             raise VideoError(f"{path} has no frame rate (decord)")
+        times = np.asarray(self._reader.get_frame_timestamp(np.arange(self.num_frames)), dtype=np.float64)  # [n, 2]
+        if np.isfinite(times).all() and (np.diff(times[:, 0]) > 0).all():  # AVI files carry none
+            self._show_evenly(times[:, 0], float(times[-1, 1]))
 
     def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         try:

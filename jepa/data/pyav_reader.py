@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterator
 from typing import cast
 
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from jepa.data.video import VideoError, VideoReader, one_line, scaled_size
@@ -29,10 +31,12 @@ class PyavReader(VideoReader):
             raise VideoError(f"{path} cannot be opened as a video (PyAV): {one_line(error)}") from None
         try:
             stream = cast("av.VideoStream | None", self._container.streams.best("video"))
-            if stream is None:
-                raise VideoError(f"{path} holds no video stream")
+            if stream is None or stream.disposition & Disposition.attached_pic:
+                raise VideoError(f"{path} holds no video stream" + (" but a cover picture" if stream else ""))
             self._stream = stream
             self._stream.thread_type = "NONE"  # loader workers are what runs in parallel
+            self._frames: Iterator[av.VideoFrame] = iter(())
+            self._position: int | None = None  # time (or, without times, number) of the last decoded frame
             self._index()
             self._probe(short_side)
         except (FFmpegError, OSError, ValueError) as error:
@@ -45,11 +49,13 @@ class PyavReader(VideoReader):
         """Display times of all frames and of the key frames, read from the packets without decoding."""
         times: list[int | None] = []
         keys: list[int] = []
-        discarded = 0
+        discarded, last, max_time = 0, 0, 0  # last: how long the frame that is shown last stays
         for packet in self._container.demux(self._stream):
             discarded += packet.is_discard
             if packet.size == 0 or packet.is_discard or packet.is_corrupt:
                 continue
+            if packet.pts is not None and (not times or packet.pts >= max_time):
+                max_time, last = packet.pts, packet.duration or 0
             times.append(packet.pts)
             if packet.is_keyframe and packet.pts is not None:
                 keys.append(packet.pts)
@@ -65,6 +71,21 @@ class PyavReader(VideoReader):
         if not rate and self._exact and self.num_frames > 1 and self._stream.time_base:
             rate = float((self.num_frames - 1) / ((known[-1] - known[0]) * self._stream.time_base))
         self.fps = rate or 1.0  # a still picture has no rate; any positive one will do
+        self._check_length(known, last)
+        if self._exact and self._stream.time_base:
+            base = float(self._stream.time_base)
+            end_s = (known[-1] + last) * base if last else known[-1] * base + 1 / self.fps
+            self._show_evenly(np.array(known) * base, end_s)
+
+    def _check_length(self, known: list[int], last: int) -> None:
+        """Matroska has no frame count, but says how long its video is."""
+        told = re.fullmatch(r"(\d+):(\d+):([\d.]+)", self._stream.metadata.get("DURATION", ""))
+        if told is None or not known or not self._stream.time_base:
+            return
+        expected = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3])
+        there = float((known[-1] + last) * self._stream.time_base)
+        if there < 0.9 * expected:
+            raise VideoError(f"{self.path} is cut off: {there:.1f} of {expected:.1f} seconds are there")
 
     def _probe(self, short_side: int | None) -> None:
         """Size of the pictures after rotation, from the first frame that decodes."""
@@ -73,8 +94,9 @@ class PyavReader(VideoReader):
         if first is None:
             raise VideoError(f"{self.path} holds no frame that can be decoded")
         self._turns = (round(getattr(first, "rotation", 0) / 90)) % 4
-        size = (first.width, first.height) if self._turns % 2 else (first.height, first.width)
-        self.height, self.width = scaled_size(*size, short_side)
+        self.rotation = 90 * self._turns
+        self.native = (first.width, first.height) if self._turns % 2 else (first.height, first.width)
+        self.height, self.width = scaled_size(*self.native, short_side)
 
     def _picture(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
         height, width = (self.width, self.height) if self._turns % 2 else (self.height, self.width)
@@ -91,33 +113,41 @@ class PyavReader(VideoReader):
     def _read_by_time(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         out = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
         targets = [self._times[i] for i in indices]
-        done, position, sought = 0, None, None  # position: time of the last decoded frame
-        frames: Iterator[av.VideoFrame] = iter(())
+        if self._position is not None and self._position >= targets[0]:
+            self._position = None  # backwards; forwards, reading goes on where it stopped
+        done, sought = 0, None
         while done < len(targets):
             key = self._keys[max(0, bisect.bisect_right(self._keys, targets[done]) - 1)]
-            if (position is None or key > position) and key != sought:  # seek only over whole groups of pictures
+            # seek only over whole groups of pictures
+            if (self._position is None or key > self._position) and key != sought:
                 self._container.seek(min(key, targets[done]), stream=self._stream, backward=True)
-                frames, sought = self._container.decode(self._stream), key
-            frame = next(frames, None)
+                self._frames, sought = self._container.decode(self._stream), key
+            frame = next(self._frames, None)
             if frame is None:
                 break
-            position = frame.pts if frame.pts is not None else frame.dts
-            if position is None or position > targets[done]:
+            self._position = frame.pts if frame.pts is not None else frame.dts
+            if self._position is None or self._position > targets[done]:
                 raise VideoError(f"{self.path}: frame {indices[done]} cannot be decoded (PyAV)")
-            if position == targets[done]:
+            if self._position == targets[done]:
                 out[done] = self._picture(frame)
                 done += 1
         return out[:done]
 
     def _read_by_count(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        self._container.seek(0, stream=self._stream)
-        out, wanted = [], set(indices.tolist())
-        for number, frame in enumerate(self._container.decode(self._stream)):
-            if number in wanted:
-                out.append(self._picture(frame))
-                if len(out) == len(wanted):
-                    break
-        return np.stack(out) if out else np.empty((0, self.height, self.width, 3), dtype=np.uint8)
+        if self._position is None or self._position >= indices[0]:  # here the position is the frame's number
+            self._container.seek(0, stream=self._stream)
+            self._frames, self._position = self._container.decode(self._stream), -1
+        out = np.empty((len(indices), self.height, self.width, 3), dtype=np.uint8)
+        done = 0
+        while done < len(indices):
+            frame = next(self._frames, None)
+            if frame is None:
+                break
+            self._position += 1
+            if self._position == indices[done]:
+                out[done] = self._picture(frame)
+                done += 1
+        return out[:done]
 
     def close(self) -> None:
         self._container.close()

@@ -55,7 +55,8 @@ class DataConfig:
 
 def eval_options(clip: ClipConfig, reader: Backend = "auto", short_video: ShortVideo = "hold") -> ReadOptions:
     """Decode straight to the size that the centre crop is cut from."""
-    return ReadOptions(backend=reader, short_side=clip.short_side or clip.crop_size, short_video=short_video)
+    side = clip.short_side or clip.crop_size
+    return ReadOptions(backend=reader, short_side=side, short_video=short_video, interpolation=clip.interpolation)
 
 
 def open_data(data: DataConfig, clip: ClipConfig) -> tuple[list[Source], list[Source]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jepa.config import ConfigError
+from jepa.data.array_reader import ArrayReader
 from jepa.data.cache import ClipCache
 from jepa.data.image import IMAGE_SUFFIXES, ImageReader
 from jepa.data.sampling import ShortVideo, frame_indices
-from jepa.data.video import Backend, VideoReader, open_video, resize_frames, scaled_size
-from jepa.types import ClipConfig
+from jepa.data.video import Backend, FileInfo, VideoReader, is_url, open_video
+from jepa.types import ClipConfig, Interpolation
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
@@ -61,15 +63,19 @@ class ReadOptions:
     short_side: int | None = None
     short_video: ShortVideo = "hold"
     cache: ClipCache | None = None
+    interpolation: Interpolation = "bilinear"  # of images and arrays; videos are scaled by the decoding library
 
 
 class RawClip(NamedTuple):
-    """``frames`` uint8 ``[T, H, W, 3]``, the seconds they cover, and the class id (-1: none)."""
+    """``frames`` uint8 ``[T, H, W, 3]``, the seconds they cover, and the class id (-1: none); what the file holds, and
+    how many different frames of it the clip shows."""
 
     frames: NDArray[np.uint8]
     start_s: float
     end_s: float
     label: int
+    info: FileInfo | None = None
+    distinct: int = 0
 
 
 class ClipRequest(NamedTuple):
@@ -116,43 +122,42 @@ class Source:
 
     def load_clips(self, item: int, clip: ClipConfig, requests: Sequence[ClipRequest]) -> list[RawClip]:
         """Several clips of one item; its file is opened once. Raises like ``load_clip``."""
+        with self.open(item) as reader:
+            return [self._cut(item, reader, clip, request) for request in requests]
+
+    def span_s(self, item: int) -> tuple[float, float] | None:
+        """The seconds that the item is confined to."""
+        return None if self.spans is None else (float(self.spans[item, 0]), float(self.spans[item, 1]))
+
+    def open(self, item: int) -> VideoReader:
+        """The item's video, image or array. Raises ``VideoError`` naming the file."""
+        path, side, how = self.paths[item], self.options.short_side, self.options.interpolation
         if self.arrays is not None:
             assert self.rows is not None
-            frames = self.arrays[self.rows[item]]
-            return [self._cut(item, frames, self.config.fps, clip, request) for request in requests]
+            return ArrayReader(path, self.arrays[self.rows[item]], self.config.fps, side, how)
         cache = self.options.cache if self.slots is not None else None
         known = cache.get(int(self.slots[item])) if cache is not None and self.slots is not None else None
         if known is not None:
-            return [self._cut(item, *known, clip, request) for request in requests]
-        with self._open(self.paths[item]) as reader:
-            size = reader.num_frames * reader.height * reader.width * 3
-            if cache is not None and self.slots is not None and cache.has_room(size):
-                frames = reader.read(range(reader.num_frames))
-                cache.put(int(self.slots[item]), frames, reader.fps)
-                return [self._cut(item, frames, reader.fps, clip, request) for request in requests]
-            return [self._cut(item, reader, reader.fps, clip, request) for request in requests]
-
-    def _open(self, path: str) -> VideoReader:
-        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
-            return ImageReader(path, self.options.short_side)
-        return open_video(path, self.options.backend, self.options.short_side)
-
-    def _cut(
-        self, item: int, video: VideoReader | NDArray[np.uint8], fps: float | None, clip: ClipConfig,
-        request: ClipRequest,
-    ) -> RawClip:  # fmt: skip
-        span = None if self.spans is None else (float(self.spans[item, 0]), float(self.spans[item, 1]))
-        num_frames = len(video) if isinstance(video, np.ndarray) else video.num_frames
-        choice = frame_indices(
-            num_frames, fps, clip, request.rng, request.segment, span_s=span, centred=self.config.span == "centred",
-            short_video=self.options.short_video, name=self.paths[item],
-        )  # fmt: skip
-        if isinstance(video, np.ndarray):
-            frames = video[choice.indices]
-            frames = resize_frames(frames, *scaled_size(frames.shape[1], frames.shape[2], self.options.short_side))
+            return ArrayReader(path, *known)
+        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and not is_url(path):
+            reader: VideoReader = ImageReader(path, side, how)
         else:
-            frames = video.read(choice.indices)
-        return RawClip(frames, choice.start_s, choice.end_s, int(self.labels[item]))
+            reader = open_video(path, self.options.backend, side)
+        if cache is None or self.slots is None or not cache.has_room(math.prod((reader.num_frames, *reader.size, 3))):
+            return reader
+        with reader:
+            frames = reader.read(range(reader.num_frames))
+        cache.put(int(self.slots[item]), frames, reader.fps)
+        return ArrayReader(path, frames, reader.fps)
+
+    def _cut(self, item: int, video: VideoReader, clip: ClipConfig, request: ClipRequest) -> RawClip:
+        choice = frame_indices(
+            video.num_frames, video.rate, clip, request.rng, request.segment, span_s=self.span_s(item),
+            centred=self.config.span == "centred", short_video=self.options.short_video, name=self.paths[item],
+        )  # fmt: skip
+        frames = video.read(choice.indices)
+        distinct = len(np.unique(choice.indices))
+        return RawClip(frames, choice.start_s, choice.end_s, int(self.labels[item]), video.info, distinct)
 
 
 def open_source(config: SourceConfig, options: ReadOptions | None = None, class_names: Sequence[str] = ()) -> Source:
@@ -251,8 +256,12 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
         raise ConfigError(f"data source {path} cannot be read as text: {error}") from None
     if not lines:
         raise ConfigError(f"data source {path} is empty")
-    mark = next((mark for mark in (",", "\t") if mark in lines[0]), None)
-    rows = list(csv.reader(lines, delimiter=mark)) if mark else [line.rsplit(None, 1) for line in lines]
+    mark = next((mark for mark in ("\t", ",") if mark in lines[0]), None)
+    if mark:
+        rows = list(csv.reader(lines, delimiter=mark))
+    else:  # lines of bare paths, which may hold spaces, or a label behind each
+        bare = is_url(lines[0]) or (path.parent / lines[0].strip()).exists()
+        rows = [[line.strip()] if bare else line.rsplit(None, 1) for line in lines]
     header = [cell.strip().lower() for cell in rows[0]]
     if "path" in header:
         return header, rows[1:]
@@ -273,7 +282,7 @@ def _open_csv(config: SourceConfig, options: ReadOptions, path: Path, class_name
         row = [cell.strip() for cell in row] + [""] * (len(columns) - len(row))
         if any(row[i] != value for i, value in keep.items()):
             continue
-        paths.append(os.path.join(path.parent, row[at]))
+        paths.append(row[at] if is_url(row[at]) else os.path.join(path.parent, row[at]))
         names.append("" if label_at is None else row[label_at])
         if spans_at:
             try:
@@ -282,7 +291,7 @@ def _open_csv(config: SourceConfig, options: ReadOptions, path: Path, class_name
                 raise ConfigError(f"{path}, row {number}: start_s and end_s must be numbers of seconds") from None
     if not paths:
         raise ConfigError(f"data source {path} has no rows" + (f" where {config.where}" if config.where else ""))
-    if not any(os.path.exists(p) for p in paths[:10]):
+    if not any(is_url(p) or os.path.exists(p) for p in paths[:10]):
         raise ConfigError(f"data source {path}: {paths[0]} does not exist (paths are relative to the CSV's folder)")
     labels, classes = _label_ids(names, class_names, path)
     return Source(

@@ -28,7 +28,8 @@ class TorchcodecReader(VideoReader):
             native = self._decoder[0].shape[:2]  # the header's size is the one before rotation
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise VideoError(f"{path} cannot be opened as a video (torchcodec): {one_line(error)}") from None
-        self.height, self.width = scaled_size(int(native[0]), int(native[1]), short_side)
+        self.native = (int(native[0]), int(native[1]))
+        self.height, self.width = scaled_size(*self.native, short_side)
         self.num_frames = len(self._decoder)
         self.fps = float(self._decoder.metadata.average_fps or 0)
         if not self.fps > 0:

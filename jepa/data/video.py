@@ -1,8 +1,10 @@
 """Reading frames of video files: one small interface over decord, torchcodec and PyAV.
 
-``open_video`` gives a ``VideoReader``; ``read`` takes frame numbers in display order and returns uint8 RGB. Readers
-decode only the frames between the nearest key frame and the ones asked for, on one thread (parallelism comes from
-loader workers), and scale while decoding, so that a 1080p file never becomes a 1080p array.
+``open_video`` gives a ``VideoReader``; ``read`` takes frame numbers in display order and returns uint8 RGB. A file
+whose frames come at irregular times looks like one of a constant rate: its average, and frame k is the one on screen k
+frame times after the first. Readers decode only the frames between the nearest key frame and the ones asked for, on one
+thread (parallelism comes from loader workers), and scale while decoding, so that a 1080p file never becomes a 1080p
+array. Reading on from where the last ``read`` stopped decodes nothing twice.
 
 Each library lives in one ``*_reader.py``, imported when it is chosen. Everything that it raises arrives here as
 ``VideoError``.
@@ -18,12 +20,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+
+from jepa.types import Interpolation
 
 log = logging.getLogger("jepa")
 
@@ -44,13 +49,27 @@ def scaled_size(height: int, width: int, short_side: int | None) -> tuple[int, i
     return max(1, round(height * short_side / short)), max(1, round(width * short_side / short))
 
 
-def resize_frames(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """uint8 ``[T, H, W, 3]`` to ``[T, height, width, 3]``: antialiased bilinear, on the uint8 values."""
+def resize_frames(
+    frames: NDArray[np.uint8], height: int, width: int, interpolation: Interpolation = "bilinear"
+) -> NDArray[np.uint8]:
+    """uint8 ``[T, H, W, 3]`` to ``[T, height, width, 3]``: antialiased, on the uint8 values."""
     if frames.shape[1:3] == (height, width):
         return frames
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)  # channels last in memory, where the uint8 kernel is fast
-    scaled = F.interpolate(pictures, size=(height, width), mode="bilinear", antialias=True)
+    scaled = F.interpolate(pictures, size=(height, width), mode=interpolation, antialias=True)
     return scaled.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class FileInfo(NamedTuple):
+    """A file as it is: ``height`` x ``width`` pixels, turned upright by ``rotation`` degrees (None: not known), and
+    ``num_frames`` at ``fps`` on average, at irregular times where ``variable_rate``."""
+
+    height: int
+    width: int
+    fps: float
+    num_frames: int
+    rotation: int | None
+    variable_rate: bool
 
 
 class VideoReader(ABC):
@@ -62,6 +81,37 @@ class VideoReader(ABC):
     fps: float
     height: int
     width: int
+    native: tuple[int, int]  # height and width before scaling
+    rotation: int | None = None
+    _shown: NDArray[np.int64] | None = None  # frame at a constant rate -> frame of the file
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second, None where nobody knows."""
+        return self.fps
+
+    @property
+    def info(self) -> FileInfo:
+        """What the file holds, before scaling."""
+        return FileInfo(*self.native, self.fps, self._in_file(), self.rotation, self._shown is not None)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures that ``read`` gives."""
+        return self.height, self.width
+
+    def _in_file(self) -> int:
+        return self.num_frames if self._shown is None else int(self._shown[-1]) + 1
+
+    def _show_evenly(self, times_s: NDArray[np.float64], end_s: float) -> None:
+        """Make a file with these display times, the last frame lasting until ``end_s``, look like one of ``fps``."""
+        ticks = np.arange(len(times_s)) / self.fps
+        since = times_s - times_s[0]
+        if len(times_s) < 2 or np.abs(since - ticks).max() <= 0.5 / self.fps:
+            return
+        self.num_frames = max(1, round((end_s - times_s[0]) * self.fps))
+        instants = np.arange(self.num_frames) / self.fps + 1e-4
+        self._shown = np.searchsorted(since, instants, side="right").astype(np.int64) - 1
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
         """Frames by number, in any order and with repeats: uint8 ``[len(indices), H, W, 3]``.
@@ -73,6 +123,8 @@ class VideoReader(ABC):
             raise ValueError(f"indices must be a non-empty list of frame numbers, not shape {wanted.shape}")
         if wanted.min() < 0 or wanted.max() >= self.num_frames:
             raise IndexError(f"{self.path} has {self.num_frames} frames, asked for {wanted.min()}..{wanted.max()}")
+        if self._shown is not None:
+            wanted = self._shown[wanted]
         distinct, back = np.unique(wanted, return_inverse=True)  # every frame decoded once, in file order
         frames = self._read_sorted(distinct)
         if frames.shape[0] != distinct.size:
@@ -130,10 +182,12 @@ def open_video(path: str | Path, backend: Backend = "auto", short_side: int | No
 
     ``auto`` takes the first library that is installed (decord, torchcodec, PyAV) and, for a file that this one cannot
     open (decord knows neither GIF nor AV1), the next; AVI files, which carry no frame times, go to PyAV first, because
-    the others' seeks in them are not exact. Raises ``VideoError`` naming the file.
+    the others' seeks in them are not exact. ``path`` may be a URL (``http://``, ``file://``); the server must allow
+    requests of ranges. Raises ``VideoError`` naming the file.
     """
-    path = os.fspath(path)
-    _check_file(path)
+    path = local_path(os.fspath(path))
+    if not is_url(path):
+        _check_file(path)
     first = choose_backend(backend)
     names = available_backends() if backend == "auto" else (first,)
     if path.lower().endswith(".avi"):
@@ -160,6 +214,16 @@ def _open_with(name: str, path: str, short_side: int | None) -> VideoReader:
     from jepa.data.pyav_reader import PyavReader
 
     return PyavReader(path, short_side)
+
+
+def is_url(path: str) -> bool:
+    """Whether ``path`` starts with a scheme like ``http://``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
+
+
+def local_path(path: str) -> str:
+    """The path that a ``file://`` URL names; anything else as it is."""
+    return unquote(urlsplit(path).path) if path.lower().startswith("file://") else path
 
 
 def _check_file(path: str) -> None:

@@ -30,8 +30,8 @@ def test_random_clips_follow_their_stream_and_several_share_one_opening(video_fo
     source = open_source(SourceConfig(path=str(video_folder)))
     alone = [source.load_clip(3, CLIP, np.random.default_rng(s), (s, 2)) for s in range(2)]
     opened = []
-    original = type(source)._open
-    monkeypatch.setattr(type(source), "_open", lambda self, path: opened.append(path) or original(self, path))
+    original = type(source).open
+    monkeypatch.setattr(type(source), "open", lambda self, path: opened.append(path) or original(self, path))
     together = source.load_clips(3, CLIP, [ClipRequest(np.random.default_rng(s), (s, 2)) for s in range(2)])
     assert len(opened) == 1
     for one, other in zip(alone, together, strict=True):
