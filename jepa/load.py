@@ -38,16 +38,22 @@ def load(name_or_path: str | Path, weights: str = "target_encoder") -> ClipEncod
     try:
         return load_encoder(text, weights)  # type: ignore[arg-type]
     except CheckpointError:
-        family = recognise(read_torch_file(text, mmap=True)) if os.path.isfile(text) else None
-        if family is None:
-            raise
+        check_unpublished(text, "jepa.load_pretrained")
+        raise
+
+
+def check_unpublished(path: str, function: str) -> None:
+    """Raise ``CheckpointError`` for a published file, which needs ``function`` and its architecture to be loaded."""
+    family = recognise(read_torch_file(path, mmap=True)) if os.path.isfile(path) else None
+    if family is not None:
         raise CheckpointError(
-            f"{text} looks like a published {family} checkpoint, which does not say its own architecture: use "
-            f"jepa.load_pretrained({text!r}, family={family!r}, embed_dim=..., depth=..., num_heads=..., ...)"
+            f"{path} looks like a published {family} checkpoint, which does not say its own architecture: use "
+            f"{function}({path!r}, family={family!r}, embed_dim=..., depth=..., num_heads=..., ...)"
         ) from None
 
 
-def _load_published(name: str, weights: str) -> ClipEncoder:
+def check_published(name: str) -> None:
+    """Raise ``CheckpointError`` for a name that no published model has."""
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -55,6 +61,10 @@ def _load_published(name: str, weights: str) -> ClipEncoder:
             f"unknown model {name!r}{hint}: give a run directory, a checkpoint file, timm:NAME, or a name that "
             "`jepa models` lists"
         )
+
+
+def _load_published(name: str, weights: str) -> ClipEncoder:
+    check_published(name)
     encoder = load_pretrained(name, weights=None if weights == "target_encoder" else weights).encoder
     if encoder is None:
         raise CheckpointError(f"{name} is a probe, not an encoder: load it by jepa.load_pretrained({name!r}).probe")
