@@ -97,4 +97,4 @@ def test_another_grid() -> None:
     out = predictor()(torch.randn(2, 4 * 20, 16), actions, states, grid=TokenGrid(4, 4, 5))
     assert out.shape == (2, 80, 16)
     table = rope_table(TokenGrid(1, 4, 5), torch.arange(20)[None], 12, ROPE)
-    assert table.shape == (1, 20, 12, 2)
+    assert table.shape == (1, 20, 2, 12)

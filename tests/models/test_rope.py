@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from jepa.models import rope as rope_module
 from jepa.models.rope import RopeConfig, axis_dim, rope_table, rotate, rotate_qkv
 from jepa.types import TokenGrid
 
@@ -97,6 +98,20 @@ def test_tiled_frequencies_written_out() -> None:
     torch.testing.assert_close(turned, expected)
     assert (turned.norm(dim=-1) - x.norm(dim=-1)).abs().max() > 0.1
     torch.testing.assert_close(turned[..., 12:], x[..., 12:])
+
+
+def test_tiled_gradients_and_the_spelled_out_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast product and the plain one agree, values and gradients."""
+    table = rope_table(GRID, GRID.ids()[None], 14, RopeConfig(frequencies="tiled"))
+    weight = torch.randn(2, GRID.size, 3, 14)
+    results = []
+    for plain in (False, True):
+        monkeypatch.setattr(rope_module, "_spelled_out", lambda _, plain=plain: plain)
+        x = torch.arange(2.0 * GRID.size * 42).view(2, GRID.size, 3, 14).sin().requires_grad_()
+        turned = rotate(x, table)
+        (turned * weight).sum().backward()
+        results.append((turned.detach(), x.grad))
+    torch.testing.assert_close(*results)
 
 
 def test_tiled_qkv_equals_rotate() -> None:
