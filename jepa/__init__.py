@@ -5,11 +5,29 @@
 >>> features = jepa.encode("film.mp4", model)  # features.tokens [B, N, D], .pooled() [B, D], .maps() [B, t, h, w, D]
 """
 
-# Not lazy: the function `encode` shares its name with its module, and whichever is bound last wins.
+# Not lazy: `encode`, `predict` and `surprise` share their names with their modules, and what is bound last wins.
 from jepa.encode import encode
 from jepa.features import Features, open_features
 from jepa.load import load
 from jepa.models.encoder import Encoder
+from jepa.predict import Prediction, predict
+from jepa.predictive import Predictive, load_predictive
 from jepa.pretrained import list_models, load_pretrained
+from jepa.surprise import surprise
+from jepa.surprise_curve import SurpriseCurve
 
-__all__ = ["Encoder", "Features", "encode", "list_models", "load", "load_pretrained", "open_features"]
+__all__ = [
+    "Encoder",
+    "Features",
+    "Prediction",
+    "Predictive",
+    "SurpriseCurve",
+    "encode",
+    "list_models",
+    "load",
+    "load_predictive",
+    "load_pretrained",
+    "open_features",
+    "predict",
+    "surprise",
+]
