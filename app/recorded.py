@@ -66,12 +66,14 @@ def encode_as_recorded(
     path: str, features: str, metadata: Mapping[str, Any], model: str | None, device: str
 ) -> tuple[list[Clip], NDArray[np.float32]]:
     """A file's clips, and their vectors ``[n, D]``, made as those in the file ``features``."""
-    pool = metadata.get("pool") or "mean"
-    if pool not in ("mean", "none"):
+    if metadata.get("pool") == "attentive":
         raise ValueError(
-            f"{features} was pooled by {pool!r}, which needs its probe: encode {path} as the file was made, add it to "
-            "the file, and name its row"
+            f"{features} was pooled by an attentive probe, and does not hold it: add {path} to the inputs of "
+            "`jepa encode`, then give its row ('#ROW') or its name as the query"
         )
     encoder = open_encoder(features, metadata, model)
-    encoded = encode(path, encoder, device=device, layers=metadata.get("layers") or None)
+    encoded = encode(
+        path, encoder, device=device, pool="mean", layers=metadata.get("layers") or None,
+        segments=metadata.get("segments") or 1, overlap=metadata.get("overlap"), merge=metadata.get("merge") or "none",
+    )  # fmt: skip
     return encoded_clips(encoded), encoded.pooled().numpy()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jepa.features import FeatureTable
+    from jepa.models.base import ClipEncoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,38 +101,22 @@ def list_videos(inputs: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(file for files in listed for file in files))
 
 
-def encode_videos(paths: list[str], encoder: object, args: argparse.Namespace) -> tuple[FeatureTable, list[str]]:
+def encode_videos(paths: list[str], encoder: ClipEncoder, args: argparse.Namespace) -> tuple[FeatureTable, list[str]]:
     """Pooled features of ``--segments`` clips of every video, and why others could not be read.
 
-    Few files at a time, because tokens of many clips fill the memory. Raises ``VideoError`` if none can be read.
+    Raises ``VideoError`` if none can be read.
     """
-    import logging
-
     import numpy as np
 
     from app.recorded import encoded_clips
-    from jepa.data.video import VideoError
     from jepa.encode import encode
     from jepa.features import FeatureTable
 
-    clips, vectors, failed = [], [], list[str]()
-    for first in range(0, len(paths), 8):
-        part = paths[first : first + 8]
-        try:
-            found = encode(
-                part, encoder, device=args.device, layers=args.layers, segments=args.segments, on_error="skip"  # type: ignore[arg-type]
-            )  # fmt: skip
-        except VideoError as error:  # not one of them
-            logging.getLogger("jepa").warning("%s", error)
-            failed += part
-            continue
-        made = dict(zip(encoded_clips(found), found.pooled().numpy()))  # a short video's clips may be all the same one
-        clips += made
-        vectors += made.values()
-        failed += [path for path in part if path not in found.sources]
-    if not clips:
-        raise VideoError(f"none of {len(paths)} files can be read; the first: {paths[0]}")
+    made = encode(
+        paths, encoder, device=args.device, layers=args.layers, segments=args.segments, pool="mean", on_error="skip"
+    )
+    clips = dict(zip(encoded_clips(made), made.pooled().numpy()))  # a short video's clips may be all the same one
     sources, start_s, end_s = zip(*clips)
     times = (np.array(x, dtype=np.float64) for x in (start_s, end_s))
-    metadata = {"clip": found.metadata.get("clip"), "model": args.model}
-    return FeatureTable(list(sources), *times, np.stack(vectors), metadata), failed
+    metadata = {**made.metadata, "model": args.model}
+    return FeatureTable(list(sources), *times, np.stack(list(clips.values())), metadata), made.metadata["failed"]

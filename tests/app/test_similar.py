@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from app.cli import main
 from app.thumbnails import Clip
 from app.view_page import clock
 from jepa.encode import encode
-from jepa.features import open_features
+from jepa.features import Features, open_features
 
 
 def found(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
@@ -62,11 +63,33 @@ def test_a_new_file_is_encoded_as_the_table_was(made: Made, tmp_path: Path, caps
     copy = shutil.copy(made.videos[2], tmp_path / "new.mp4")
     table = open_features(made.table)
     answer = found(capsys, made.table, str(copy), "-k", "8")
-    scores = cosines(table.vectors, encode(str(copy), made.run, device="cpu").pooled().numpy())
+    scores = cosines(table.vectors, encode(str(copy), made.run, segments=2, device="cpu").pooled().numpy())
     assert [result["row"] for result in answer["results"]] == np.argsort(-scores).tolist()
     assert answer["query"]["rows"] == []
     same = found(capsys, made.table, str(copy), "-k", "8", "--model", made.run)
     assert same["results"] == answer["results"]
+
+
+def test_windows_and_preprocessing_are_those_of_the_table(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, new = tmp_path / "windows.parquet", str(shutil.copy(made.videos[2], tmp_path / "new.mp4"))
+    how = {"overlap": 0.5, "crop_size": 48, "layers": [0, -1], "device": "cpu"}
+    encode(made.videos, made.run, pool="mean", **how).save(path)  # type: ignore[arg-type]
+    table, query = open_features(path), encode(new, made.run, **how).pooled().numpy()  # type: ignore[arg-type]
+    assert query.shape == (9, 48)  # 10 tubelets in windows of 2 that share one; two layers
+    answer = found(capsys, str(path), new, "-k", "5")
+    scores = cosines(table.vectors, query)
+    assert len(answer["query"]["clips"]) == 9
+    np.testing.assert_allclose([r["similarity"] for r in answer["results"]], np.sort(scores)[::-1][:5], atol=2e-6)
+    assert {r["source"] for r in answer["results"]} == {made.videos[2]}
+
+
+def test_attentive_tables_say_what_to_do(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, new = tmp_path / "attentive.parquet", str(shutil.copy(made.videos[0], tmp_path / "new.mp4"))
+    dataclasses.replace(Features.load(made.table), pool="attentive").save(path)
+    assert "was pooled by an attentive probe" in error_of(["similar", str(path), new], capsys)
+    assert len(found(capsys, str(path), made.videos[0])["results"]) == 6
 
 
 def test_table_and_page_for_people(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -251,7 +251,7 @@ def test_mistakes(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ([made.table, made.videos[0]], "give one feature file, or videos"),
         ([made.videos[0], "--model", made.run, "--videos", made.videos[1]], "--videos goes with a feature file"),
         ([made.table, "--max-clips", "1"], "--max-clips must be at least 2, not 1"),
-        (["none.mp4", "--model", made.run], "none of 1 files can be read; the first: none.mp4"),
+        (["none.mp4", "--model", made.run], "no input can be decoded; the first: none.mp4 does not exist"),
         (["none.parquet"], "feature file none.parquet does not exist"),
         ([made.table, "-o", "/dev/null/view.html"], "the page cannot be written to /dev/null/view.html"),
     ):
