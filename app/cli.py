@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("app.train", "pretrain from a config, or continue the run in its run_dir"),
     "eval": ("evals.main", "probe a frozen encoder beside a random one and raw pixels"),
     "encode": ("app.encode", "turn videos, images or arrays into features"),
+    "export": ("app.export", "write a model in the format of another program, with its model card"),
     "models": ("app.models", "list the published checkpoints, show one in full, or bring it into the cache"),
     "similar": ("app.similar", "find the clips of a feature file nearest to a video"),
     "view": ("app.view", "a page with feature maps, nearest neighbours and a scatter of clips"),
@@ -38,7 +39,7 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line. Returns the exit status: 0, 2 for an error of the user's, 130 after a second Ctrl-C."""
+    """Run one command line. Returns the exit status: 0 (or the command's own), 2 for an error of the user's, 130 after a second Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     args = parse(argv, build_parser(chosen))
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", module=r"torch\..*")
     _print_log()
     try:
-        importlib.import_module(COMMANDS[args.command][0]).run(args)
+        return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
     except ValueError as error:  # the toolkit's errors for users (config, files, checkpoints, ...) are all ValueErrors
         if args.debug:
             raise
@@ -60,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jepa: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def parse(argv: list[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
