@@ -39,7 +39,8 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line. Returns the exit status: 0 (or the command's own), 2 for an error of the user's, 130 after a second Ctrl-C."""
+    """Run one command line. Returns the exit status: the command's own (0), 2 for an error of the user's, 130 after a
+    second Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in argv if not word.startswith("-")), None)
     args = parse(argv, build_parser(chosen))
@@ -77,11 +78,12 @@ def parse(argv: list[str], parser: argparse.ArgumentParser) -> argparse.Namespac
 def _print_log() -> None:
     """Show the toolkit's messages on stderr; a training run replaces this by its own log."""
     root = logging.getLogger()
-    if not any(handler.name == "jepa-command" for handler in root.handlers):
-        handler = logging.StreamHandler()
-        handler.set_name("jepa-command")
-        handler.addFilter(logging.Filter("jepa"))
-        root.addHandler(handler)
+    for earlier in [handler for handler in root.handlers if handler.name == "jepa-command"]:
+        root.removeHandler(earlier)  # of an earlier call in this process, whose stderr may be closed
+    handler = logging.StreamHandler()
+    handler.set_name("jepa-command")
+    handler.addFilter(logging.Filter("jepa"))
+    root.addHandler(handler)
     logging.getLogger("jepa").setLevel(logging.INFO)
 
 

@@ -1,4 +1,4 @@
-"""``jepa encode RUN INPUT... --out features.npz``"""
+"""``jepa encode VIDEOS... -o features.parquet --model M``"""
 
 from __future__ import annotations
 
@@ -6,52 +6,63 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="run directory or checkpoint file")
-    parser.add_argument("inputs", nargs="+", help="videos, images, folders, CSVs, .npy or .npz files")
-    parser.add_argument("--out", required=True, help=".npz file to write")
-    parser.add_argument("--pooled", action="store_true", help="one vector per clip instead of one per token")
+    what = "videos, images, URLs, folders, globs, CSV/TSV/txt lists, .npy or .npz"
+    parser.add_argument("inputs", nargs="+", metavar="VIDEO", help=what)
+    parser.add_argument("-o", "--out", required=True, help=".parquet, .safetensors or .npz file to write")
+    parser.add_argument("--model", required=True, help="run directory, checkpoint, timm:NAME, or name (`jepa models`)")
     parser.add_argument("--weights", choices=("target_encoder", "encoder"), default="target_encoder")
-    parser.add_argument("--segments", type=int, default=1, help="clips spread over each video (default: 1)")
-    parser.add_argument("--layers", type=int, nargs="+", help="blocks to take tokens from (negative: from the last)")
-    parser.add_argument("--batch-size", type=int, default=8, help="clips encoded at once")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out files that cannot be decoded")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
-
-
-def run(args: argparse.Namespace) -> None:
-    import json
-    from pathlib import Path
-
-    import numpy as np
-
-    from jepa.checkpoint import atomic_write
-    from jepa.encode import encode
-    from jepa.load import load
-
-    out = Path(args.out)
-    if out.suffix != ".npz":
-        raise ValueError(f"--out must name an .npz file, not {out}")
-    features = encode(
-        args.inputs, load(args.model, args.weights), batch_size=args.batch_size, device=args.device,
-        precision=args.precision, layers=args.layers, segments=args.segments,
-        on_error="skip" if args.skip_bad else "raise",
+    parser.add_argument(
+        "--pool", choices=("mean", "none", "attentive"), default="mean",
+        help="one vector per row by the mean or by --probe, or all tokens (default: mean)",
     )  # fmt: skip
-    assert features.start_s is not None
-    assert features.end_s is not None
-    arrays = {
-        "features": (features.pooled() if args.pooled else features.tokens).numpy(),
-        "grid": np.array(features.grid),
-        "start_s": features.start_s.numpy(),
-        "end_s": features.end_s.numpy(),
-        "sources": np.array(features.sources),
-        "metadata": np.array(json.dumps(features.metadata, default=str)),
-    }
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
-    shape = " x ".join(str(n) for n in arrays["features"].shape)
-    print(f"{out}: features {shape}, {len(set(features.sources))} sources, grid {' x '.join(map(str, features.grid))}")
+    parser.add_argument("--probe", help="file of an attentive probe, for --pool attentive")
+    parser.add_argument("--layers", type=int, nargs="+", help="blocks to take tokens from (negative: from the last)")
+    parser.add_argument("--segments", type=int, default=1, help="clips spread over each video (default: 1, the middle)")
+    parser.add_argument("--overlap", type=float, help="slide over whole videos; share of a window, e.g. 0.5")
+    parser.add_argument(
+        "--merge", choices=("none", "mean", "latest"), default="none",
+        help="with --overlap: a row per window, or one per tubelet (default: none)",
+    )  # fmt: skip
+    parser.add_argument("--fps", type=float, help="sample videos at this rate instead of the model's")
+    parser.add_argument("--num-frames", type=int, help="frames of a clip instead of the model's")
+    parser.add_argument("--crop-size", type=int, help="resolution in pixels instead of the model's")
+    parser.add_argument("--fit", choices=("crop", "keep", "stretch"), help="centre crop, keep the shape, or stretch")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16")
+    parser.add_argument("--batch-size", type=_auto_or_number, default="auto", help="clips at once, or auto")
+    parser.add_argument("--workers", type=_auto_or_number, default="auto", help="decoding processes, or auto")
+
+
+def _auto_or_number(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    from jepa.logging import duration
+    from jepa.streaming import encode_files
+
+    probe = None
+    if args.probe is not None:
+        from jepa.pretrained import load_pretrained
+
+        probe = load_pretrained(args.probe).probe
+        if probe is None:
+            raise ValueError(f"--probe {args.probe} holds no attentive probe")
+    result = encode_files(
+        args.inputs, args.out, args.model, weights=args.weights, pool=args.pool, probe=probe, layers=args.layers,
+        segments=args.segments, overlap=args.overlap, merge=args.merge, clip_fps=args.fps, num_frames=args.num_frames,
+        crop_size=args.crop_size, fit=args.fit, device=args.device, precision=args.precision,
+        batch_size=args.batch_size, workers=args.workers,
+    )  # fmt: skip
+    if result.is_main:
+        print(f"{result.path}: {result.rows} rows")
+        if result.seconds:
+            print(
+                f"{result.clips_per_s:.1f} clips/s, {duration(result.seconds)}; "
+                f"the device waited for data {result.wait_share:.0%} of the time"
+            )
+        for reason in result.failed:
+            print(f"failed: {reason}")
+        if result.failed:
+            print(f"{len(result.failed)} inputs failed; the others are in {result.path}")
+    return 1 if result.failed else 0

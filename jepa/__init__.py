@@ -6,13 +6,14 @@
 """
 
 # Not lazy: `encode`, `predict` and `surprise` share their names with their modules, and what is bound last wins.
-from jepa.encode import encode
+from jepa.encode import encode, encode_stream
 from jepa.features import Features, open_features
 from jepa.load import load
 from jepa.models.encoder import Encoder
 from jepa.predict import Prediction, predict
 from jepa.predictive import Predictive, load_predictive
 from jepa.pretrained import list_models, load_pretrained
+from jepa.streaming import encode_files
 from jepa.surprise import surprise
 from jepa.surprise_curve import SurpriseCurve
 
@@ -23,6 +24,8 @@ __all__ = [
     "Predictive",
     "SurpriseCurve",
     "encode",
+    "encode_files",
+    "encode_stream",
     "list_models",
     "load",
     "load_predictive",

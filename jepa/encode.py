@@ -6,6 +6,7 @@ are stored with the weights. Nothing has to be configured twice.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +22,12 @@ from jepa.features import Features, tubelet_times
 from jepa.features.features import Pool
 from jepa.feed import Origin, Task, Work
 from jepa.inputs import Camera, Inputs, list_inputs
-from jepa.job import EncodeOptions, Job, Row, encode_tasks
+from jepa.job import EncodeOptions, Job, Row, Rows, encode_tasks
 from jepa.models.base import ClipEncoder
 from jepa.types import Fit, TokenGrid
 from jepa.windows import Merge, stream_windows
+
+log = logging.getLogger("jepa")
 
 
 def encode(
@@ -104,10 +107,13 @@ def _alone(device: str, precision: str) -> Run:
 def _encode(job: Job, tasks: list[Task], batch_size: int | str, workers: int | str, skip: bool) -> Features:
     rows: list[Row] = []
     grid = job.model.grid
-    for encoded, complete in encode_tasks(job, tasks, batch_size, workers):
+    forward = job.forward(may_split=batch_size == "auto")
+    for encoded, complete in encode_tasks(job, tasks, batch_size, workers, forward, Rows(job.options.merge)):
         for end in encoded.work.ends:
             if end.reason and not skip:
                 raise VideoError(end.reason)
+            if end.reason:
+                log.warning("skipped, cannot be decoded: %s", end.reason)
             job.note(end, tasks[end.video].video.name)
         if encoded.grid is not None:
             if rows and encoded.grid != grid:

@@ -66,14 +66,14 @@ class Forward:
 
     def __init__(
         self, model: ClipEncoder, run: Run, clip: ClipConfig, layers: Sequence[int] | None, pool: Pool,
-        probe: nn.Module | None, by_tubelet: bool,
+        probe: nn.Module | None, by_tubelet: bool, may_split: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.run, self.layers, self.pool = model.to(run.device).eval(), run, layers, pool
         self.probe = None if probe is None else probe.to(run.device).eval()
         self.by_tubelet = by_tubelet
         self.transform = ClipTransform(clip, multiple=patch_size(model))
         self.meter = Meter()
-        self.may_split = False
+        self.may_split = may_split
         self._copy = torch.cuda.Stream(run.device) if run.device.type == "cuda" else None
 
     def __call__(self, works: Iterator[Work]) -> Iterator[Encoded]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,6 @@ from jepa.models.base import ClipEncoder
 from jepa.types import ClipConfig, Fit
 from jepa.windows import Merge, Merger, WindowRule
 
-log = logging.getLogger("jepa")
 _MOST_FILES = 10_000  # whose formats metadata tells
 
 
@@ -112,10 +110,12 @@ class Job:
     def merging(self) -> bool:
         return self.options.merge != "none"
 
-    def forward(self) -> Forward:
-        """The encoder, ready on its device."""
+    def forward(self, may_split: bool = False) -> Forward:
+        """The encoder, ready on its device; ``may_split``: batches that are too large for its memory."""
         options = self.options
-        return Forward(self.model, self.run, self.clip, options.layers, options.pool, self.probe, self.merging)
+        return Forward(
+            self.model, self.run, self.clip, options.layers, options.pool, self.probe, self.merging, may_split
+        )
 
     def feed(self, tasks: Sequence[Task], batch_size: int, workers: int | str) -> Feed:
         """The clips of the tasks, cut as the options say."""
@@ -128,9 +128,8 @@ class Job:
         return Feed(tasks, cut, batch_size, count, pin=self.run.device.type == "cuda")
 
     def note(self, end: End, name: str) -> None:
-        """Keep what a video's end says of it."""
+        """Keep what a video's end says of it, for the metadata."""
         if end.reason:
-            log.warning("skipped, cannot be decoded: %s", end.reason)
             self.failed.append(end.reason)
         if end.about and len(self.files) < _MOST_FILES:
             self.files[name] = end.about
@@ -160,13 +159,31 @@ class Row(NamedTuple):
     feature: Tensor
 
 
-class Rows:
-    """From encoded clips to rows: one per clip, or merged to one per tubelet."""
+class MergeState(NamedTuple):
+    """Where ``Rows`` stand in the middle of a video: its first second and a tubelet's length, and the ``Merger``."""
 
-    def __init__(self, merge: Merge) -> None:
+    base_s: float
+    tubelet_s: float
+    first: int
+    counts: list[int]
+    sums: Tensor
+
+
+class Rows:
+    """From encoded clips to rows: one per clip, or merged to one per tubelet. ``resume``: states of videos that were
+    begun earlier."""
+
+    def __init__(self, merge: Merge, resume: dict[int, MergeState] | None = None) -> None:
         self.merger = None if merge == "none" else Merger(merge)
+        self.resume = resume or {}
         self.video = -1
         self.base_s, self.tubelet_s = 0.0, 0.0  # of the video that is being merged
+
+    def state(self) -> MergeState | None:
+        """To go on from here later; None between videos."""
+        if self.merger is None or self.video < 0 or self.merger.sums is None:
+            return None
+        return MergeState(self.base_s, self.tubelet_s, self.merger.first, self.merger.counts, self.merger.sums)
 
     def add(self, encoded: Encoded) -> Iterator[Row]:
         """The rows that are complete now, in order."""
@@ -180,10 +197,23 @@ class Rows:
                 yield from self._finish()
                 self._begin(origin, len(row))
             yield from self._rows(*self.merger.add(origin.first, row[: origin.valid]))
-        if any(end.video == self.video for end in encoded.work.ends):
-            yield from self._finish()
+        for end in encoded.work.ends:
+            if end.video in self.resume:  # it was begun earlier, and nothing more came
+                self._restore(end.video)
+            if end.video == self.video:
+                yield from self._finish()
+
+    def _restore(self, video: int) -> None:
+        assert self.merger is not None
+        self.video = video
+        state = self.resume.pop(video)
+        self.base_s, self.tubelet_s = state.base_s, state.tubelet_s
+        self.merger.first, self.merger.counts, self.merger.sums = state.first, state.counts, state.sums
 
     def _begin(self, origin: Origin, tubelets: int) -> None:
+        if origin.video in self.resume:
+            self._restore(origin.video)
+            return
         self.video = origin.video
         self.tubelet_s = (origin.end_s - origin.start_s) / tubelets
         self.base_s = origin.start_s - origin.first * self.tubelet_s
@@ -200,12 +230,9 @@ class Rows:
 
 
 def encode_tasks(
-    job: Job, tasks: Sequence[Task], batch_size: int | str, workers: int | str, forward: Forward | None = None
+    job: Job, tasks: Sequence[Task], batch_size: int | str, workers: int | str, forward: Forward, rows: Rows
 ) -> Iterator[tuple[Encoded, list[Row]]]:
     """Every batch of the tasks, encoded, and the rows that are complete with it. Raises ``ValueError``."""
-    forward = forward or job.forward()
-    forward.may_split = batch_size == "auto"
-    rows = Rows(job.options.merge)
     feed = job.feed(tasks, choose_batch_size(batch_size, job.model, job.clip, job.run.device), workers)
     for encoded in forward(iter(feed)):
         yield encoded, list(rows.add(encoded))

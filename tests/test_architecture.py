@@ -17,8 +17,8 @@ LAYERS = (
     ("jepa.data", "jepa.objectives", "jepa.planning"),
     (
         "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
-        "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job", "jepa.encode",
-        "jepa.streaming", "jepa.search",
+        "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
+        "jepa.encode", "jepa.parts", "jepa.streaming", "jepa.search",
         "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),
     ("evals",),
