@@ -153,12 +153,15 @@ def _player(shown: VideoMap, name: str) -> str:
     times = [clock(Clip(shown.source, *span)) for span in zip(shown.start_s.tolist(), shown.end_s.tolist())]
     pace = int(np.clip(1000 * float(np.median(shown.end_s - shown.start_s)), 120, 500))
     ratio = f'style="aspect-ratio:{width}/{height}"'
+    most = min(320, round(320 * width / height))  # a portrait video is as tall as others are wide
     screens = [
         (f'<div class="cell" data-row="0" {ratio}></div>', "video"),
         (f'<div class="cell" data-row="1" {ratio}></div>', "features"),
         (f'<div class="cell" data-row="0" {ratio}><i data-row="1"></i></div>', "both"),
     ]
-    figures = "".join(f"<figure>{cell}<figcaption>{words}</figcaption></figure>" for cell, words in screens)
+    figures = "".join(
+        f'<figure style="max-width:{most}px">{cell}<figcaption>{words}</figcaption></figure>' for cell, words in screens
+    )
     return (
         f'<div class="player" data-pace="{pace}" data-times="{html.escape(json.dumps(times))}"><h3>{html.escape(name)}'
         f'</h3><div class="screens">{figures}</div><div class="controls"><button>Play</button><input type="range" '

@@ -14,7 +14,7 @@ STYLE = """
 .player + .player { border-top: 1px solid var(--line); margin-top: 22px; padding-top: 18px; }
 .player h3 { font-size: 15px; margin: 0 0 10px; overflow-wrap: anywhere; }
 .screens { display: flex; flex-wrap: wrap; gap: 10px; }
-.screens figure { width: calc((100% - 20px) / 3); max-width: 320px; min-width: 120px; }
+.screens figure { width: calc((100% - 20px) / 3); min-width: 120px; }
 .cell { width: 100%; background-repeat: no-repeat; border-radius: 7px; overflow: hidden; position: relative; }
 .cell i { position: absolute; inset: 0; opacity: .6; background-repeat: no-repeat; }
 .controls { display: flex; gap: 12px; align-items: center; margin: 10px 0; font-variant-numeric: tabular-nums; }

@@ -69,9 +69,11 @@ class EncodeOptions:
 
 @dataclass(kw_only=True)
 class Job:
-    """A model, the clip that it gets, and where it runs."""
+    """A model, the clip that it gets, and where it runs. ``weights``: which of a checkpoint's encoders was loaded;
+    None for a model that came loaded."""
 
     name: str
+    weights: str | None
     model: ClipEncoder
     options: EncodeOptions
     clip: ClipConfig
@@ -94,7 +96,9 @@ class Job:
             encoder.layer_number(layer)
         if options.layers == ():
             raise ValueError("layers is empty; leave it out for the last block's output, or name at least one block")
-        return cls(name=name, model=encoder, options=options, clip=options.clip_of(encoder), run=run, probe=probe)
+        chosen = None if encoder is model else weights
+        clip = options.clip_of(encoder)
+        return cls(name=name, weights=chosen, model=encoder, options=options, clip=clip, run=run, probe=probe)
 
     @property
     def rule(self) -> WindowRule | None:
@@ -141,7 +145,7 @@ class Job:
         if rule is not None:
             window = {"num_frames": rule.num_frames, "stride_frames": rule.stride, "overlap": rule.overlap}
         return {
-            "model": self.name, "clip": to_dict(self.clip), "pool": options.pool,
+            "model": self.name, "weights": self.weights, "clip": to_dict(self.clip), "pool": options.pool,
             "layers": list(options.layers or ()), "segments": options.segments, "window": window,
             "overlap": options.overlap, "merge": options.merge, "precision": self.run.precision,
             "normalised_by_caller": options.normalised, "failed": self.failed, "files": self.files,

@@ -28,11 +28,13 @@ class Made(NamedTuple):
     table: str
 
 
-def write_run(folder: Path, width: int, seed: int) -> str:
-    torch.manual_seed(seed)
-    encoder = Encoder(EncoderConfig(embed_dim=width, depth=2, num_heads=2, patch_size=8, tubelet_size=2), CLIP)
-    weights = {f"target_encoder.{k}": v for k, v in encoder.state_dict().items()}
-    state = {"config": {}, "clip": to_dict(CLIP), "encoder_config": to_dict(encoder.config), "objective": weights}
+def write_run(folder: Path, width: int, seed: int, context_seed: int | None = None) -> str:
+    config = EncoderConfig(embed_dim=width, depth=2, num_heads=2, patch_size=8, tubelet_size=2)
+    weights = {}
+    for name, own in (("target_encoder", seed), ("encoder", seed if context_seed is None else context_seed)):
+        torch.manual_seed(own)
+        weights |= {f"{name}.{k}": v for k, v in Encoder(config, CLIP).state_dict().items()}
+    state = {"config": {}, "clip": to_dict(CLIP), "encoder_config": to_dict(config), "objective": weights}
     save_checkpoint(folder, 1, state)
     return str(folder)
 

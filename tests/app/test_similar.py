@@ -88,6 +88,18 @@ def test_windows_and_preprocessing_are_those_of_the_table(
     assert {r["source"] for r in answer["results"]} == {made.videos[2]}
 
 
+def test_the_recorded_weights_encode_the_query(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "run", 24, seed=0, context_seed=3)  # the context encoder differs from the target's
+    new, tables = str(shutil.copy(made.videos[2], tmp_path / "new.mp4")), []
+    for weights in ("encoder", "target_encoder"):
+        tables.append(str(tmp_path / f"{weights}.parquet"))
+        words = [made.videos[2], "-o", tables[-1], "--model", run, "--weights", weights, "--device", "cpu"]
+        assert main(["encode", *words]) == 0
+        (result,) = found(capsys, tables[-1], new)["results"]
+        assert result["similarity"] == pytest.approx(1, abs=1e-5)
+    assert cosines(*(open_features(table).vectors for table in tables))[0] < 0.99
+
+
 def test_attentive_tables_say_what_to_do(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, new = tmp_path / "attentive.parquet", str(shutil.copy(made.videos[0], tmp_path / "new.mp4"))
     dataclasses.replace(Features.load(made.table), pool="attentive").save(path)
