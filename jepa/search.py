@@ -187,14 +187,14 @@ def _approximate(
     if (found < 0).any():  # the cells looked into hold too few
         index.nprobe = index.nlist
         found = index.search(queries.numpy(), count)[1]
-    ids, scores = np.empty((2, len(queries), min(k, count)))
-    ids = ids.astype(np.int64)
+    shape = len(queries), min(k, count)
+    ids, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
     for row, candidates in enumerate(found):
         candidates = np.sort(candidates)
         rows = _prepare(_tensor(vectors[candidates]).cpu(), metric)
         exact, place = _top(_scores(rows, queries[row : row + 1], metric), k)
         ids[row], scores[row] = candidates[place[0].numpy()], exact[0].numpy()
-    return Neighbours(ids, scores.astype(np.float32), "approximate", len(vectors) - index.ntotal)
+    return Neighbours(ids, scores, "approximate", len(vectors) - index.ntotal)
 
 
 def _open_index(vectors: Vectors, metric: Metric, path: Path | None) -> Any:
