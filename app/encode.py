@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one vector per row by the mean or by --probe, or all tokens (default: mean)",
     )  # fmt: skip
     parser.add_argument("--probe", help="file of an attentive probe, for --pool attentive")
+    parser.add_argument("--probe-config", help="JSON of its embed_dim, num_heads, ... (default: config.json beside it)")
     parser.add_argument("--layers", type=int, nargs="+", help="blocks to take tokens from (negative: from the last)")
     parser.add_argument("--segments", type=int, default=1, help="clips spread over each video (default: 1, the middle)")
     parser.add_argument("--overlap", type=float, help="slide over whole videos; share of a window, e.g. 0.5")
@@ -37,17 +38,27 @@ def _auto_or_number(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+def _load_probe(path: str, config: str | None) -> object:
+    """The attentive probe of a published file; its shape stands in ``config``."""
+    import json
+    import os
+
+    from jepa.pretrained import load_pretrained
+
+    config = config or os.path.join(os.path.dirname(path), "config.json")
+    try:
+        with open(config) as file:
+            shape = json.load(file)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--probe {path}: its shape cannot be read from {config}: {error}") from None
+    return load_pretrained(path, **{"family": "probe", **shape}).probe
+
+
 def run(args: argparse.Namespace) -> int:
     from jepa.logging import duration
     from jepa.streaming import encode_files
 
-    probe = None
-    if args.probe is not None:
-        from jepa.pretrained import load_pretrained
-
-        probe = load_pretrained(args.probe).probe
-        if probe is None:
-            raise ValueError(f"--probe {args.probe} holds no attentive probe")
+    probe = None if args.probe is None else _load_probe(args.probe, args.probe_config)
     result = encode_files(
         args.inputs, args.out, args.model, weights=args.weights, pool=args.pool, probe=probe, layers=args.layers,
         segments=args.segments, overlap=args.overlap, merge=args.merge, clip_fps=args.fps, num_frames=args.num_frames,

@@ -92,14 +92,14 @@ class Parts:
             )
         return begun
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let another process work here."""
         if self._lock is not None:
             self._lock.close()
 
     def remove(self) -> None:
         """Delete the folder."""
-        self.release()
+        self.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def files(self) -> list[Path]:

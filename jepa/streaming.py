@@ -81,7 +81,8 @@ def encode_files(
         videos = list_inputs(inputs, job.clip, fps)
         if run.world_size > 1 and any(isinstance(video.origin, Camera) for video in videos):
             raise ValueError("an iterator of frames cannot be shared by several processes: start one")
-        return _Work(job, videos, Parts(out), batch_size, workers, progress).run()
+        with contextlib.closing(Parts(out)) as parts:
+            return _Work(job, videos, parts, batch_size, workers, progress).run()
 
 
 class _Work:

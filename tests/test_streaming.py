@@ -1,0 +1,325 @@
+"""encode_files: the same features as encode, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from app.cli import main
+from jepa import parts
+from jepa.checkpoint import save_checkpoint
+from jepa.config import to_dict
+from jepa.data.encoding import write_video
+from jepa.encode import encode
+from jepa.features import Features, open_features
+from jepa.features.store import FeatureFileError
+from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.streaming import encode_files
+from jepa.types import ClipConfig
+
+ROOT = Path(__file__).parent.parent
+CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=32)
+
+
+def build_model() -> Encoder:
+    torch.manual_seed(0)
+    config = EncoderConfig(embed_dim=24, depth=2, num_heads=2, patch_size=16, tubelet_size=2)
+    return Encoder(config, CLIP).eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Encoder:
+    return build_model()
+
+
+def moving(num_frames: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
+    small = np.random.default_rng(seed).integers(0, 255, (6, 9, 3)).astype(np.uint8)
+    picture = np.asarray(Image.fromarray(small).resize((width + num_frames, height), Image.Resampling.BICUBIC))
+    return np.stack([picture[:, t : t + width] for t in range(num_frames)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five videos of 3 to 59 frames, the third of them damaged."""
+    root = tmp_path_factory.mktemp("videos")
+    for number, count in enumerate((20, 59, 30, 3, 25)):
+        write_video(root / f"{number}.mp4", moving(count, seed=number), fps=10.0, gop=8)
+    whole = (root / "2.mp4").read_bytes()
+    (root / "2.mp4").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "PART_SECONDS", 0.0)  # one after every batch
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {"pool": "mean"},
+    {"pool": "none", "segments": 2},
+    {"pool": "mean", "overlap": 0.5, "layers": [0, -1]},
+    {"pool": "mean", "overlap": 0.5, "merge": "mean"},
+    {"pool": "none", "overlap": 0.75, "merge": "latest"},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_hold_what_encode_gives(
+    model: Encoder, folder: Path, tmp_path: Path, variant: dict[str, Any], workers: int, small_parts: None
+) -> None:
+    expected = encode(folder, model, 3, on_error="skip", workers=0, **variant)
+    suffix = ("parquet", "safetensors", "npz")[VARIANTS.index(variant) % 3]
+    result = encode_files(folder, tmp_path / f"f.{suffix}", model, batch_size=3, workers=workers, **variant)
+    again = Features.load(result.path)
+    torch.testing.assert_close(again.tokens, expected.tokens, rtol=0, atol=1e-6)
+    torch.testing.assert_close(again.start_s, expected.start_s)
+    torch.testing.assert_close(again.end_s, expected.end_s)
+    assert (again.sources, again.grid, again.layers) == (expected.sources, expected.grid, expected.layers)
+    assert result.rows == len(expected)
+    assert "2.mp4" in result.failed[0]
+    assert again.metadata["failed"] == result.failed
+    assert again.metadata["files"][str(folder / "1.mp4")]["native_size"] == [32, 48]
+    assert again.metadata["files"][str(folder / "3.mp4")]["distinct_frames"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == [f"f.{suffix}"]
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import importlib.util
+spec = importlib.util.spec_from_file_location("test_streaming", {file!r})
+t = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(t)
+from jepa import parts
+from jepa.models.encoder import Encoder
+parts.PART_SECONDS = 0.0
+forward = Encoder.forward
+Encoder.forward = lambda self, *args, **more: time.sleep(0.05) or forward(self, *args, **more)
+t.encode_files({folder!r}, {out!r}, t.build_model(), batch_size=2, device="cpu", workers={workers}, **{variant!r})
+"""
+
+
+def start(out: Path, folder: Path, variant: dict[str, Any], workers: int = 0, **environment: str) -> Any:
+    script = SLOW.format(
+        tests=str(ROOT / "tests"), file=__file__, folder=str(folder), out=str(out), variant=variant, workers=workers
+    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.mark.parametrize("variant", [VARIANTS[2], VARIANTS[3]], ids=str)
+def test_a_killed_job_goes_on_and_gives_the_same_file(folder: Path, tmp_path: Path, variant: dict[str, Any]) -> None:
+    whole = tmp_path / "whole.parquet"
+    assert encode_files(folder, whole, build_model(), batch_size=2, workers=0, device="cpu", **variant).rows > 20
+    out = tmp_path / "killed.parquet"
+    for kill_after in (2, 7):  # the second part stands in the middle of the second video
+        process = start(out, folder, variant)
+        deadline = time.monotonic() + 120
+        while len(list(out.with_name("killed.parquet.parts").glob("*.safetensors"))) < kill_after:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not out.exists()
+    process = start(out, folder, variant)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    alone, resumed = Features.load(whole), Features.load(out)
+    assert torch.equal(resumed.tokens, alone.tokens)  # to the last bit: batches fall as they would have
+    assert torch.equal(resumed.start_s, alone.start_s)
+    versions = [features.metadata.pop("code_version") for features in (alone, resumed)]  # someone may commit meanwhile
+    assert resumed.metadata == alone.metadata
+    assert versions[0] != versions[1] or out.read_bytes() == whole.read_bytes()
+    assert not out.with_name("killed.parquet.parts").exists()
+
+
+def interrupted(out: Path, folder: Path, model: Encoder, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """Run until the third part would be written."""
+    write = parts.Parts.write
+
+    def fail(self: parts.Parts, name: str, *rest: Any) -> None:
+        if name.endswith("2"):
+            raise KeyboardInterrupt
+        write(self, name, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Parts, "write", fail)
+        with pytest.raises(KeyboardInterrupt):
+            encode_files(folder, out, model, batch_size=1, **options)
+
+
+def test_another_job_is_refused(
+    model: Encoder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
+) -> None:
+    out = tmp_path / "f.parquet"
+    interrupted(out, folder, model, monkeypatch)
+    other = build_model()
+    other.norm.weight.data *= 2
+    with pytest.raises(ValueError, match=r"another job \(settings.pool: 'mean' -> 'none'\).*or delete .*parquet.parts"):
+        encode_files(folder, out, model, pool="none")
+    with pytest.raises(ValueError, match=r"another job .model.weights: "):
+        encode_files(folder, out, other)
+    with pytest.raises(ValueError, match=r"another job .inputs: '5 inputs, .*-> '1 inputs"):
+        encode_files(folder / "0.mp4", out, model)
+    with pytest.raises(ValueError, match=r"clip.crop_size: 32 -> 64"):
+        encode_files(folder, out, model, crop_size=64)
+    result = encode_files(folder, out, model)
+    np.testing.assert_allclose(
+        open_features(out).vectors, encode(folder, model, on_error="skip").pooled(), rtol=0, atol=1e-6
+    )
+    assert result.rows == 4
+
+
+def test_a_finished_job_is_not_repeated(model: Encoder, folder: Path, tmp_path: Path, caplog: Any) -> None:
+    out = tmp_path / "f.npz"
+    files = [folder / "0.mp4", folder / "1.mp4"]
+    encode_files(files, out, model)
+    with caplog.at_level("INFO", "jepa"):
+        assert encode_files(files, out, model).clips == 0
+    assert "nothing to do" in caplog.text
+    assert encode_files(files, out, model, pool="none").clips == 2
+
+
+def test_a_full_disk_leaves_no_file_and_the_job_can_go_on(
+    model: Encoder, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
+) -> None:
+    out = tmp_path / "f.parquet"
+
+    class Full:
+        """The disk takes 100 bytes more."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def write(self, data: Any) -> int:
+            self.file.write(bytes(data)[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+    opened = Path.open
+    for what in ("parts", "result"):
+
+        def full(self: Path, *args: Any, what: str = what, **more: Any) -> Any:
+            file = opened(self, *args, **more)
+            name = "-000001.safetensors.tmp" if what == "parts" else ".f.parquet.tmp"
+            return Full(file) if self.name.endswith(name) else file
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", full)
+            with pytest.raises(FeatureFileError, match=r"f.parquet cannot be written: No space left on device"):
+                encode_files(folder, out, model, batch_size=2, workers=0)
+        assert not out.exists()
+        assert not list(tmp_path.rglob("*.tmp"))
+    assert encode_files(folder, out, model, batch_size=2).rows == 4
+
+
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+"""
+
+
+def test_a_file_size_limit_is_a_clear_error(folder: Path, tmp_path: Path) -> None:
+    """The system itself refuses to write on: every part is small, the whole is not."""
+    assert resource.RLIM_INFINITY in resource.getrlimit(resource.RLIMIT_FSIZE)
+    out, variant = tmp_path / "f.parquet", {"pool": "none", "overlap": 0.5}
+    script = LIMITED + SLOW.format(
+        tests=str(ROOT / "tests"), file=__file__, folder=str(folder), out=str(out), variant=variant, workers=0
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "f.parquet cannot be written: File too large" in done.stderr.splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["f.parquet.parts"]
+
+
+@pytest.mark.parametrize("variant", [VARIANTS[0], VARIANTS[3]], ids=str)
+def test_two_processes_write_the_result_of_one(folder: Path, tmp_path: Path, variant: dict[str, Any]) -> None:
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    encode_files(folder, one, build_model(), batch_size=2, workers=0, device="cpu", **variant)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    running = [start(two, folder, variant, RANK=rank, LOCAL_RANK=rank, **place) for rank in "01"]
+    for process in running:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    alone, shared = Features.load(one), Features.load(two)
+    torch.testing.assert_close(shared.tokens, alone.tokens, rtol=0, atol=1e-6)
+    assert shared.sources == alone.sources
+    assert torch.equal(shared.start_s, alone.start_s)
+    assert shared.metadata["failed"] == alone.metadata["failed"]
+    assert [p.name for p in tmp_path.iterdir() if "parts" in p.name] == []
+
+
+def test_videos_that_keep_their_shape_go_to_one_file_when_pooled(model: Encoder, tmp_path: Path) -> None:
+    write_video(tmp_path / "wide.mp4", moving(8, 32, 64), fps=10.0)
+    write_video(tmp_path / "tall.mp4", moving(8, 96, 32), fps=10.0)
+    files = [tmp_path / "wide.mp4", tmp_path / "tall.mp4"]
+    encode_files(files, tmp_path / "f.parquet", model, fit="keep")
+    vectors = open_features(tmp_path / "f.parquet").vectors
+    for number, (path, grid) in enumerate(zip(files, [(2, 2, 4), (2, 6, 2)], strict=True)):
+        alone = encode(path, model, fit="keep")
+        assert alone.grid == grid
+        np.testing.assert_allclose(vectors[number], alone.pooled()[0], atol=1e-6)
+    assert Features.load(tmp_path / "f.parquet").grid == (2, 0, 0)
+    with pytest.raises(ValueError, match=r"different shapes.*\[16, 24\] and \[24, 24\]"):
+        encode_files(files, tmp_path / "g.parquet", model, fit="keep", pool="none")
+
+
+def test_nothing_decodable_and_bad_names(model: Encoder, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no input can be decoded; the first: .*2.mp4"):
+        encode_files(folder / "2.mp4", tmp_path / "f.parquet", model)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match=r"f.csv must end in .parquet, .safetensors or .npz"):
+        encode_files(folder, tmp_path / "f.csv", model)
+    frames = iter(list(moving(9)))
+    assert encode_files(frames, tmp_path / "camera.npz", model, fps=10.0).rows == 3
+
+
+def test_the_command_reports_and_tells_failures(model: Encoder, folder: Path, tmp_path: Path, capsys: Any) -> None:
+    weights = {f"{name}.{k}": v for k, v in model.state_dict().items() for name in ("encoder", "target_encoder")}
+    state = {"config": {}, "clip": to_dict(model.clip), "encoder_config": to_dict(model.config), "objective": weights}
+    save_checkpoint(tmp_path / "run", 1, state)
+    out = tmp_path / "f.parquet"
+    command = ["encode", str(folder), "-o", str(out), "--model", str(tmp_path / "run"), "--layers", "0", "-1"]
+    assert main(command) == 1  # a file is damaged
+    printed = capsys.readouterr().out
+    assert f"{out}: 4 rows" in printed
+    assert "the device waited for data" in printed
+    assert "failed: " in printed
+    assert "2.mp4" in printed
+    assert open_features(out).vectors.shape == (4, 48)
+    assert open_features(out).metadata["model"] == str(tmp_path / "run")
+    good = ["encode", str(folder / "1.mp4"), "-o", str(out), "--model", str(tmp_path / "run")]
+    more = ["--overlap", "0.5", "--merge", "mean", "--fps", "5", "--pool", "none", "--crop-size", "64"]
+    assert main(good + more) == 0
+    features = Features.load(out)
+    assert features.tokens.shape == (15, 16, 24)
+    assert features.metadata["clip"]["fps"] == 5.0
+    assert features.start_s[:3, 0].tolist() == pytest.approx([0.0, 0.4, 0.8])
+    assert main([*good[:-1], str(tmp_path / "nowhere")]) == 2
