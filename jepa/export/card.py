@@ -13,6 +13,7 @@ from jepa.export.graph import output_names
 from jepa.export.snippets import snippet
 from jepa.export.source import RunFacts, Source
 from jepa.models.action_predictor import ActionPredictor
+from jepa.models.predictor import Predictor
 from jepa.models.rope import RopeConfig
 from jepa.pretrained.zoo import PublishedModel
 from jepa.types import ClipConfig
@@ -229,9 +230,16 @@ def _remarks(source: Source, format: str) -> str:
     return (
         "`VJEPA2Model` numbers tokens by the square grid of `crop_size`: for clips of another size give "
         "`from_pretrained(..., crop_size=SIDE)`; clips that are not square get other positions there than in "
-        "jepa-toolkit. One encoder serves for context and targets, as in the published models"
+        f"jepa-toolkit. Its predictor always takes mask token {_their_mask_token(source)}. One encoder serves for "
+        "context and targets, as in the published models"
         + ("." if source.run is None else "; the predictor was trained on the tokens of the context encoder.")
     )
+
+
+def _their_mask_token(source: Source) -> int:
+    """VJEPA2Model numbers them from 0 and asks for 1, modulo their count."""
+    assert isinstance(source.predictor, Predictor), "check_transformers refuses any other"
+    return 1 % len(source.predictor.mask_tokens)
 
 
 def _licence(source: Source) -> str:

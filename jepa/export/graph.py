@@ -5,9 +5,11 @@ Shape legend: B batch, C channels, T frames, H/W pixels, N tokens, D width, K cl
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,11 +53,11 @@ def output_names(source: Source) -> list[str]:
 def graph_clip(source: Source, frames: int | None, resolution: int | None) -> ClipConfig:
     """The model's clip with another length or size. Raises ``ValueError`` where patches do not divide it."""
     native = source.encoder.clip
+    if native.num_frames == 1 and (frames or 1) > 1:
+        raise ExportError(f"{source.name} is an image model: --frames {frames} has no meaning for it")
     side = resolution or native.crop_size
     short_side = native.short_side and round(native.short_side * side / native.crop_size)
     clip = replace(native, num_frames=frames or native.num_frames, crop_size=side, short_side=short_side)
-    if native.num_frames == 1 and clip.num_frames > 1:
-        raise ExportError(f"{source.name} is an image model: --frames {frames} has no meaning for it")
     source.encoder.grid_of((source.encoder.config.in_channels, clip.num_frames, side, side))
     return clip
 
@@ -95,14 +97,23 @@ def graph_metadata(source: Source, clip: ClipConfig, dynamic_size: bool) -> dict
     }  # fmt: skip
 
 
-def write_torch_export(source: Source, path: Path, clip: ClipConfig, dynamic_size: bool) -> None:
-    """A ``.pt2`` file for ``torch.export.load``; its extra file ``jepa`` holds the metadata."""
-    metadata = json.dumps(graph_metadata(source, clip, dynamic_size))
-    torch.export.save(trace(source, clip, dynamic_size), path, extra_files={METADATA: metadata})
+def torch_export(source: Source, clip: ClipConfig, dynamic_size: bool) -> Callable[[Path], None]:
+    """What writes a ``.pt2`` file for ``torch.export.load``; its extra file ``jepa`` holds the metadata."""
+    program = trace(source, clip, dynamic_size)
+    files = {METADATA: json.dumps(graph_metadata(source, clip, dynamic_size))}
+
+    def save(path: Path) -> None:
+        packed = io.BytesIO()  # in memory first: writing to a full disk, torch's writer aborts the whole process
+        torch.export.save(program, packed, extra_files=files)
+        path.write_bytes(packed.getbuffer())
+
+    return save
 
 
-def write_onnx(source: Source, path: Path, clip: ClipConfig, dynamic_size: bool, opset: int | None) -> None:
-    """An ``.onnx`` file, with the metadata as the model property ``jepa``; weights beyond 2 GiB lie beside it."""
+def onnx_export(
+    source: Source, clip: ClipConfig, dynamic_size: bool, opset: int | None
+) -> Callable[[Path], None]:  # fmt: skip
+    """What writes an ``.onnx`` file, with the metadata as its property ``jepa``; weights beyond 2 GiB lie beside it."""
     if opset is not None and not OPSETS[0] <= opset <= OPSETS[1]:
         raise ExportError(f"opset must lie between {OPSETS[0]} and {OPSETS[1]}, not {opset}")
     program = trace(source, clip, dynamic_size)
@@ -115,7 +126,7 @@ def write_onnx(source: Source, path: Path, clip: ClipConfig, dynamic_size: bool,
     assert onnx is not None
     onnx.model.metadata_props[METADATA] = json.dumps(graph_metadata(source, clip, dynamic_size))
     size = sum(tensor.nbytes for tensor in FeatureGraph(source).state_dict().values())
-    onnx.save(os.fspath(path), external_data=size > _ONE_FILE)
+    return lambda path: onnx.save(os.fspath(path), external_data=size > _ONE_FILE)
 
 
 def _translations() -> dict[Any, Any]:

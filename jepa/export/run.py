@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from jepa.config import suggest
 from jepa.export.card import model_card
 from jepa.export.folders import CARD, FOLDER_FILES, check_transformers, write_safetensors, write_transformers
-from jepa.export.graph import graph_clip, write_onnx, write_torch_export
+from jepa.export.graph import graph_clip, onnx_export, torch_export
 from jepa.export.source import Source, load_source
 from jepa.export.staging import ExportError, check_free, place_files, place_folder, staged
 from jepa.pretrained.loader import Pretrained
@@ -52,15 +52,16 @@ def export(
         check_free(card, (), force)
     source = load_source(model, weights)
     clip = graph_clip(source, frames, resolution)
-    text = model_card(source, format, path.name, clip, dynamic_size)
     if format == "transformers":
         check_transformers(source)
+    text = model_card(source, format, path.name, clip, dynamic_size)
+    if graph:  # before anything is written: what goes wrong from there on is the disk's fault
+        save = onnx_export(source, clip, dynamic_size, opset) if format == "onnx" else (
+            torch_export(source, clip, dynamic_size)
+        )  # fmt: skip
     with staged(path) as stage:
         if graph:
-            if format == "onnx":
-                write_onnx(source, stage / path.name, clip, dynamic_size, opset)
-            else:
-                write_torch_export(source, stage / path.name, clip, dynamic_size)
+            save(stage / path.name)
             (stage / card.name).write_text(text, encoding="utf-8")
             place_files(stage, path)
         else:

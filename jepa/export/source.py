@@ -54,21 +54,25 @@ def load_source(model: str | os.PathLike[str] | Pretrained, weights: str = "targ
     Raises ``CheckpointError`` (a ``ValueError``) naming what cannot be loaded, or has no encoder of this toolkit.
     """
     if isinstance(model, Pretrained):
-        return _from_pretrained(model, model.path)
+        return _from_pretrained(model, model.path, weights)
     name = os.fspath(model)
     if name.startswith("timm:"):
         raise CheckpointError(f"{name} is timm's own model: export it with timm, its weights are in timm's layout")
     if os.path.isfile(os.path.join(name, "config.json")):
-        return _from_pretrained(load_pretrained(name, "transformers"), name)
+        return _from_pretrained(load_pretrained(name, "transformers"), name, weights)
     if os.path.exists(name):
         return _from_run(name, weights)
     check_published(name)
-    return _from_pretrained(load_pretrained(name, weights=None if weights == "target_encoder" else weights), name)
+    loaded = load_pretrained(name, weights=None if weights == "target_encoder" else weights)
+    return _from_pretrained(loaded, name, weights)
 
 
-def _from_pretrained(loaded: Pretrained, name: str) -> Source:
+def _from_pretrained(loaded: Pretrained, name: str, weights: str) -> Source:
+    """``weights`` "target_encoder", the default, is what every published file means when nothing is said."""
     if loaded.encoder is None:
         raise CheckpointError(f"{name} is a probe without an encoder: export the model that it reads")
+    if weights not in ("target_encoder", loaded.weights):
+        raise CheckpointError(f"{name} holds no choice of weights, its encoder is {loaded.weights or 'the only one'}")
     return Source(
         name=Path(name).name, encoder=loaded.encoder, predictor=loaded.predictor, probe=loaded.probe,
         family=loaded.family, weights=loaded.weights, published=MODELS.get(name),

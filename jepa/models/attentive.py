@@ -85,7 +85,7 @@ class AttentivePooler(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         for block in self.blocks:
             tokens = block(tokens, None)
-        return self.cross_attention_block(self.query_tokens.expand(len(tokens), -1, -1), tokens)
+        return self.cross_attention_block(self.query_tokens.expand(tokens.shape[0], -1, -1), tokens)
 
 
 class AttentiveProbe(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from exportable import predicted_there
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import jepa
 from jepa.pretrained import load_pretrained
@@ -88,18 +87,6 @@ def test_clips_that_are_not_square_or_native_sit_at_their_true_places(model: Any
 
 
 @torch.no_grad()
-def predicted_there(model: Any, clip: Tensor, context: Tensor, target: Tensor, mask_token: int) -> Tensor:
-    """Their predictor's output; the number of the mask token can be given to its embedding only."""
-    embed = model.predictor.embeddings
-    embed.forward = functools.partial(type(embed).forward, embed, mask_index=mask_token)
-    try:
-        output = model(clip.transpose(1, 2), context_mask=[context], target_mask=[target])
-    finally:
-        del embed.forward
-    return output.predictor_output.last_hidden_state
-
-
-@torch.no_grad()
 def test_predictor_is_equal_for_every_mask_token(model: Any, folder: Path) -> None:
     loaded = load_pretrained(folder, "transformers")
     assert loaded.encoder is not None
@@ -145,7 +132,7 @@ def test_shards_are_read_and_must_hold_what_the_index_says(model: Any, folder: P
     with pytest.raises(CheckpointError, match=shards[0].name):
         jepa.load(tmp_path / "sharded")
     save_file({"odd": torch.zeros(1)}, shards[0])
-    with pytest.raises(CheckpointError, match="does not hold what .* says"):
+    with pytest.raises(CheckpointError, match=r"does not hold what .* says"):
         jepa.load(tmp_path / "sharded")
     index = tmp_path / "sharded" / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
@@ -212,7 +199,7 @@ def test_damaged_folders(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="0 bytes"):
         jepa.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
+    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor"):
         jepa.load(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="no JSON"):
