@@ -17,6 +17,7 @@ COMMANDS = {
     "train": ("app.train", "pretrain from a config, or continue the run in its run_dir"),
     "eval": ("evals.main", "probe a frozen encoder beside a random one and raw pixels"),
     "encode": ("app.encode", "turn videos, images or arrays into features"),
+    "predict": ("app.predict", "surprise: how wrong a model's expectations are, over whole videos"),
     "export": ("app.export", "write a model in the format of another program, with its model card"),
     "models": ("app.models", "list the published checkpoints, show one in full, or bring it into the cache"),
     "similar": ("app.similar", "find the clips of a feature file nearest to a video"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jepa.config import to_dict
-from jepa.inputs import Item, list_inputs
+from jepa.inputs import Item, Video, list_inputs
 from jepa.predictive import Measure, Predictive, batches, prepare, token_errors
 from jepa.pretrained.loader import Pretrained
 from jepa.surprise_curve import KINDS, SurpriseCurve, Totals
@@ -25,7 +25,7 @@ from jepa.windows import WindowRule
 
 
 def surprise(
-    video: Item,
+    video: Item | Video,
     model: Predictive | Pretrained | str | os.PathLike[str],
     context_tubelets: int | Sequence[int] | None = None,
     *,
@@ -61,7 +61,7 @@ def surprise(
     tubelets = parts.context_encoder.grid_of((3, length, parts.clip.crop_size, parts.clip.crop_size)).t
     contexts = _check_contexts(context_tubelets, tubelets)
     rule = WindowRule(num_frames=length, tubelet=tubelet, overlap=max(0.0, 1 - stride_tubelets / tubelets))
-    videos = list_inputs(video, parts.clip, fps)
+    videos = [video] if isinstance(video, Video) else list_inputs(video, parts.clip, fps)
     if len(videos) != 1 or isinstance(videos[0].origin, Tensor):
         raise ValueError("surprise looks at one video: a path, uint8 [T, H, W, 3] or an iterator of frames")
     totals = Totals(contexts)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepa.data.video import VideoError
 from jepa.feed import Origin
 
 KINDS = ("surprise", "copy_last", "context_mean")
@@ -59,8 +60,11 @@ class SurpriseCurve:
         return len(self.start_s)
 
     def mean(self) -> Tensor:
-        """Mean surprise over windows and context lengths, ``[t]``."""
-        return self.surprise.nanmean(dim=0)
+        """Mean surprise over windows and context lengths, ``[t]``; NaN where not every context length has predicted.
+
+        Short contexts err more, so a mean over other lengths could not be compared.
+        """
+        return self.surprise.mean(dim=0)
 
     def max(self) -> Tensor:
         """Largest surprise over windows and context lengths, ``[t]``."""
@@ -146,10 +150,10 @@ class Totals:
             self.peak = _longer(self.peak, more, np.nan)
 
     def curve(self, source: str, metadata: dict[str, Any]) -> SurpriseCurve:
-        """What came of it. Raises ``ValueError`` when no window predicted anything."""
+        """What came of it. Raises ``VideoError`` when no window predicted anything."""
         windows = self.windows[: self.length]
         if not windows.any():
-            raise ValueError(
+            raise VideoError(
                 f"{source} is too short: it ends within the {min(self.context_tubelets)} tubelets of context; use a "
                 "shorter context or a shorter window (num_frames)"
             )

@@ -84,7 +84,7 @@ def test_a_switch_surprises_where_contexts_end_before_it(by_hand: Predictive) ->
     np.testing.assert_allclose(curve.window_surprise[0], [0, 0, 0, 1, 2, 0, 0, 0, 0], atol=1e-4)
     assert curve.score() == pytest.approx((3 / 9 + 2 / 9) / 2, abs=1e-4)
     assert curve.score("max") == pytest.approx(2, abs=1e-4)
-    np.testing.assert_allclose(curve.mean()[2:], [0, 0, 0, 0, 2, 0.5, 0, 0, 0, 0], atol=1e-4)
+    np.testing.assert_allclose(curve.mean()[2:], [np.nan, 0, 0, 0, 2, 0.5, 0, 0, 0, 0], atol=1e-4)
     np.testing.assert_allclose(curve.max()[2:], [0, 0, 0, 0, 2, 2, 0, 0, 0, 0], atol=1e-4)
     np.testing.assert_allclose(curve.skill(), [0, 0], atol=1e-4)
     assert curve.highest() == pytest.approx((12.0, 14.0, 13.0, 2.0), abs=1e-4)  # a rate of 1: no fps is known
@@ -210,7 +210,7 @@ def test_surprise_rises_at_a_splice_and_where_motion_turns_round(trained: Predic
     turned = [drift(10_000 + k, frames, turn_at=12) for k in range(count)]
     plain, cut, turn = (curves(trained, videos) for videos in (whole, spliced, turned))
     skill = torch.cat([curve.skill() for curve in plain])
-    assert skill.mean() > 0.4  # it predicts better than a standstill, and than the mean
+    assert skill.mean() > 0.5  # it predicts better than a standstill, and than the mean
     for changed in (cut, turn):
         within = [(at_change(c.surprise[0]), elsewhere(c.surprise[0])) for c in changed]
         paired = [(at_change(c.surprise[0]), at_change(p.surprise[0])) for c, p in zip(changed, plain, strict=True)]
