@@ -167,7 +167,8 @@ def _note(about: dict[str, Any], window: Window) -> None:
 
 
 def _plain(info: FileInfo) -> dict[str, Any]:
-    return {"native_size": [int(info.height), int(info.width)], **info._asdict()}
+    known = info._asdict()
+    return {"native_size": [known.pop("height"), known.pop("width")], **known}
 
 
 def _checked(clips: Tensor, normalised: bool) -> Tensor:

@@ -74,6 +74,7 @@ class Forward:
         self.transform = ClipTransform(clip, multiple=patch_size(model))
         self.meter = Meter()
         self.may_split = may_split
+        self._fits: int | None = None  # clips at once, learned from running out of memory
         self._copy = torch.cuda.Stream(run.device) if run.device.type == "cuda" else None
 
     def __call__(self, works: Iterator[Work]) -> Iterator[Encoded]:
@@ -132,17 +133,20 @@ class Forward:
         return self.transform(moved).clip if isinstance(moved, Batch) else moved
 
     def _encode(self, clip: Tensor, grid: TokenGrid) -> Tensor:
+        count = len(clip)
         try:
-            return self._pooled(clip, grid)
+            if self._fits is None or count <= self._fits:
+                return self._pooled(clip, grid)
         except torch.OutOfMemoryError:
-            count = len(clip)
             if count == 1 or not self.may_split:
                 remedy = "batch_size, or 'auto'" if count > 1 else "crop_size or num_frames"
                 many = f"{count} clips of {list(clip.shape[1:])}"
                 raise ValueError(f"out of memory on {self.run.device} with {many}: set a smaller {remedy}") from None
-        torch.cuda.empty_cache()
-        log.info("out of memory with %d clips at once: going on with %d", count, count // 2)
-        return torch.cat([self._encode(part, grid) for part in clip.split((count + 1) // 2)])
+            self._fits = (count + 1) // 2
+            log.info("out of memory with %d clips at once: going on with %d", count, self._fits)
+            torch.cuda.empty_cache()
+        assert self._fits is not None
+        return torch.cat([self._encode(part, grid) for part in clip.split(self._fits)])
 
     @torch.inference_mode()
     def _pooled(self, clip: Tensor, grid: TokenGrid) -> Tensor:

@@ -15,7 +15,6 @@ from jepa.data.sources import ClipRequest, RawClip, Source
 from jepa.data.video import VideoError
 from jepa.types import Batch, ClipConfig
 
-
 T = TypeVar("T")
 
 

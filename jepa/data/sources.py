@@ -257,8 +257,8 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     if not lines:
         raise ConfigError(f"data source {path} is empty")
     mark = next((mark for mark in ("\t", ",") if mark in lines[0]), None)
-    if mark:
-        rows = list(csv.reader(lines, delimiter=mark))
+    if mark or lines[0].strip().lower() == "path":
+        rows = list(csv.reader(lines, delimiter=mark or ","))
     else:  # lines of bare paths, which may hold spaces, or a label behind each
         bare = is_url(lines[0]) or (path.parent / lines[0].strip()).exists()
         rows = [[line.strip()] if bare else line.rsplit(None, 1) for line in lines]

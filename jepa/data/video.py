@@ -1,10 +1,12 @@
 """Reading frames of video files: one small interface over decord, torchcodec and PyAV.
 
 ``open_video`` gives a ``VideoReader``; ``read`` takes frame numbers in display order and returns uint8 RGB. A file
-whose frames come at irregular times looks like one of a constant rate: its average, and frame k is the one on screen k
-frame times after the first. Readers decode only the frames between the nearest key frame and the ones asked for, on one
-thread (parallelism comes from loader workers), and scale while decoding, so that a 1080p file never becomes a 1080p
-array. Reading on from where the last ``read`` stopped decodes nothing twice.
+whose frames come at irregular times looks like one of a constant rate (that of its densest frames): frame k is the one
+on screen k frame times after the first.
+
+Readers decode only the frames between the nearest key frame and the ones asked for, on one thread (parallelism comes
+from loader workers), and scale while decoding, so that a 1080p file never becomes a 1080p array. Reading on from where
+the last ``read`` stopped decodes nothing twice.
 
 Each library lives in one ``*_reader.py``, imported when it is chosen. Everything that it raises arrives here as
 ``VideoError``.
@@ -84,6 +86,7 @@ class VideoReader(ABC):
     native: tuple[int, int]  # height and width before scaling
     rotation: int | None = None
     _shown: NDArray[np.int64] | None = None  # frame at a constant rate -> frame of the file
+    _in_file: tuple[int, float] | None = None  # the file's own number of frames and average rate, where it varies
 
     @property
     def rate(self) -> float | None:
@@ -93,23 +96,27 @@ class VideoReader(ABC):
     @property
     def info(self) -> FileInfo:
         """What the file holds, before scaling."""
-        return FileInfo(*self.native, self.fps, self._in_file(), self.rotation, self._shown is not None)
+        frames, fps = self._in_file or (self.num_frames, self.fps)
+        return FileInfo(*self.native, fps, frames, self.rotation, self._in_file is not None)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pictures that ``read`` gives."""
         return self.height, self.width
 
-    def _in_file(self) -> int:
-        return self.num_frames if self._shown is None else int(self._shown[-1]) + 1
-
     def _show_evenly(self, times_s: NDArray[np.float64], end_s: float) -> None:
         """Make a file with these display times, the last frame lasting until ``end_s``, look like one of ``fps``."""
-        ticks = np.arange(len(times_s)) / self.fps
-        since = times_s - times_s[0]
-        if len(times_s) < 2 or np.abs(since - ticks).max() <= 0.5 / self.fps:
+        since, count = times_s - times_s[0], len(times_s)
+        if count < 2 or np.abs(since - np.arange(count) / self.fps).max() <= 0.5 / self.fps:
             return
-        self.num_frames = max(1, round((end_s - times_s[0]) * self.fps))
+        step = since[-1] / (count - 1)
+        if np.abs(since - np.arange(count) * step).max() <= 0.5 * step:  # even, but for how long the last one stays
+            self.fps = float(1 / step)
+            return
+        length_s = end_s - times_s[0]
+        self._in_file = (count, count / length_s)
+        self.fps = float(min(120.0, 1 / max(np.percentile(np.diff(since), 10), 1e-3)))
+        self.num_frames = max(1, round(length_s * self.fps))
         instants = np.arange(self.num_frames) / self.fps + 1e-4
         self._shown = np.searchsorted(since, instants, side="right").astype(np.int64) - 1
 
