@@ -189,7 +189,8 @@ def code_version() -> str:
     if not (here / ".git").exists():  # installed: a surrounding repository would not be ours
         return version
     try:
-        command = ["git", "describe", "--always", "--dirty"]
+        # without its optional lock: a process that is killed here would leave the repository locked
+        command = ["git", "--no-optional-locks", "describe", "--always", "--dirty"]
         described = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return version
