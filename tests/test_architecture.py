@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     (
-        "jepa.types", "jepa.features", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging", "jepa.files",
-        "jepa.tensorfiles",
+        "jepa.types", "jepa.features", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging",
+        "jepa.files", "jepa.tensorfiles",
     ),
     ("jepa.models", "jepa.masks"),
     ("jepa.data", "jepa.objectives", "jepa.planning"),
