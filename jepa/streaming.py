@@ -99,10 +99,10 @@ class _Work:
     def run(self) -> EncodeResult:
         started, run = time.monotonic(), self.job.run
         plan = run.on_main(self._plan)
-        known = run.on_main(lambda: _finished(self.parts.out, plan))
+        plan = run.on_main(lambda: self.parts.claim(plan))
+        known = run.on_main(lambda: self._finished(_digest(plan)))
         if known is not None:
             return known._replace(is_main=self.is_main)
-        plan = run.on_main(lambda: self.parts.claim(plan))
         if self.batch_size == "auto":  # a job that was begun goes on with the same batches, and so with the same bits
             self.batch_size = plan["batch_size"]
         session = run.on_main(lambda: f"{1 + max((int(p.name[:4]) for p in self.parts.files()), default=0):04d}")
@@ -133,6 +133,18 @@ class _Work:
             "inputs": f"{len(self.videos)} inputs, fingerprint {inputs}",
             "batch_size": choose_batch_size(self.batch_size, job.model, job.clip, job.run.device),
         }  # fmt: skip
+
+    def _finished(self, digest: str) -> EncodeResult | None:
+        """The result, if just this was encoded before."""
+        out = self.parts.out
+        if not out.is_file():
+            return None
+        with contextlib.suppress(FeatureFileError), open_rows(out) as rows:  # a file of something else is replaced
+            if rows.metadata.get("plan") == digest:
+                self.parts.remove()
+                log.info("%s holds these features already: nothing to do (delete it to encode again)", out)
+                return EncodeResult(out, len(rows.sources), 0, rows.metadata["failed"], 0.0, 0.0, 0.0, True)
+        return None
 
     def _share(self, session: str) -> None:
         """Encode what is left of this process's videos, part by part."""
@@ -238,14 +250,3 @@ def _weights_hash(module: nn.Module) -> str:
 def _digest(plan: dict[str, Any]) -> str:
     fixed = {key: value for key, value in plan.items() if key != "batch_size"}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _finished(out: Path, plan: dict[str, Any]) -> EncodeResult | None:
-    """The result, if just this was encoded before and nothing failed."""
-    if not out.is_file():
-        return None
-    with contextlib.suppress(FeatureFileError), open_rows(out) as rows:  # a file of something else is replaced
-        if rows.metadata.get("plan") == _digest(plan) and not rows.metadata["failed"]:
-            log.info("%s holds these features already: nothing to do", out)
-            return EncodeResult(out, len(rows.sources), 0, [], 0.0, 0.0, 0.0, True)
-    return None
