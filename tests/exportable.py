@@ -35,7 +35,7 @@ def made(probe: dict[str, Any] | None = None, clip: ClipConfig | None = None, **
     parts: dict[str, Any] = {"encoder": Encoder(config, clip)}
     grid = parts["encoder"].grid
     shape = PredictorConfig(embed_dim=24, depth=1, num_heads=2)
-    parts["predictor"] = Predictor(shape, 24, grid, 2, config.position, config.rope)
+    parts["predictor"] = Predictor(shape, parts["encoder"].embed_dim, grid, 2, config.position, config.rope)
     if probe is not None:
         parts["probe"] = AttentiveProbe(AttentiveConfig(embed_dim=24, num_heads=2, depth=2, **probe))
     for part in parts.values():

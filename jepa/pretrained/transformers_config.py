@@ -243,6 +243,8 @@ def refusals(
     wanted = {"mlp": "gelu", "levels": 1, "context_head": False, "modality_embedding": False}
     out += [f"predictor.{name} is {getattr(predictor.config, name)!r}, VJEPA2Model has {value!r}"
             for name, value in wanted.items() if getattr(predictor.config, name) != value]  # fmt: skip
+    if not out and (predictor.positions is not None or predictor.rope != ROPE):
+        out.append("the predictor's positions are not those of its encoder, VJEPA2Model has one kind for both")
     if predictor.out_dim != encoder.embed_dim:
         out.append(f"the predictor's output is {predictor.out_dim} wide, VJEPA2Model's as wide as its encoder")
     if probe is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def test_transformers_refuses_what_it_cannot_be(interleaved_run: Path, tmp_path:
         (made(rope=TILED, mlp="swiglu"), "encoder.mlp is 'swiglu'"),
         (made(rope=TILED, probe={"num_classes": 3}), "probe.norm_eps is 1e-05"),
         (Pretrained(family="made", path="made", encoder=made(rope=TILED).encoder), "there is no predictor"),
+        (replace(made(rope=TILED), predictor=made().predictor), "positions are not those of its encoder"),
+        (replace(made(rope=TILED), predictor=made(rope=TILED, embed_dim=48).predictor), "output is 48 wide"),
     ]
     for model, words in cases:
         with pytest.raises(ValueError, match=words):
