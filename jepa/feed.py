@@ -155,7 +155,8 @@ class Feed:
             joined = torch.cat(clips)
             return Work(joined if self.cut.normalised else Batch(clip=joined), origins, ends)
         raw = [RawClip(window.frames, window.start_s, window.end_s, -1) for window in clips]
-        batch = collate(raw, [origin.video for origin in origins], [0] * len(raw))
+        collated = collate(raw, [origin.video for origin in origins], [0] * len(raw))
+        batch = Batch(clip=collated.clip, size=collated.size)
         return Work(batch.pin_memory() if self.pin else batch, origins, ends)
 
 

@@ -111,7 +111,7 @@ class Forward:
             return lambda: Encoded(work, done, grid), lambda: True
         landed = torch.empty(rows.shape, pin_memory=True).copy_(rows, non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(rows.device))
 
         def result() -> Encoded:
             event.synchronize()
@@ -127,9 +127,12 @@ class Forward:
         else:
             with torch.cuda.stream(self._copy):
                 moved = clips.to(device) if isinstance(clips, Batch) else clips.to(device, non_blocking=True)
-            torch.cuda.current_stream(device).wait_stream(self._copy)
-            tensor = moved.clip if isinstance(moved, Batch) else moved
-            tensor.record_stream(torch.cuda.current_stream(device))
+            computing = torch.cuda.current_stream(device)
+            computing.wait_stream(self._copy)
+            # else their memory could be given to the next copy while this batch still reads it
+            for tensor in (moved.clip, moved.size) if isinstance(moved, Batch) else (moved,):
+                if tensor is not None:
+                    tensor.record_stream(computing)
         return self.transform(moved).clip if isinstance(moved, Batch) else moved
 
     def _encode(self, clip: Tensor, grid: TokenGrid) -> Tensor:

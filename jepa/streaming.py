@@ -128,7 +128,7 @@ class _Work:
         inputs = hashlib.sha256(json.dumps(identities).encode()).hexdigest()[:16]
         probe = None if job.probe is None else _weights_hash(job.probe)
         return {
-            "model": {"name": job.name, "weights": _weights_hash(job.model), "probe": probe},
+            "model": {"kind": type(job.model).__name__, "weights": _weights_hash(job.model), "probe": probe},
             "settings": {**to_dict(job.options), "precision": job.run.precision}, "clip": to_dict(job.clip),
             "inputs": f"{len(self.videos)} inputs, fingerprint {inputs}",
             "batch_size": choose_batch_size(self.batch_size, job.model, job.clip, job.run.device),
