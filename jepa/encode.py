@@ -96,7 +96,7 @@ def encode_stream(
             assert encoded.rows is not None
             assert encoded.grid is not None
             row = Row(0, number, window.start_s, window.end_s, encoded.rows[0])
-            yield _features(job, [row], encoded.grid, ("camera",))
+            yield _features(job, [row], encoded.grid, ("camera",), encoded.widths)
 
 
 def _alone(device: str, precision: str) -> Run:
@@ -107,6 +107,7 @@ def _alone(device: str, precision: str) -> Run:
 def _encode(job: Job, tasks: list[Task], batch_size: int | str, workers: int | str, skip: bool) -> Features:
     rows: list[Row] = []
     grid = job.model.grid
+    widths: tuple[int, ...] = ()
     forward = job.forward(may_split=batch_size == "auto")
     for encoded, complete in encode_tasks(job, tasks, batch_size, workers, forward, Rows(job.options.merge)):
         for end in encoded.work.ends:
@@ -119,14 +120,16 @@ def _encode(job: Job, tasks: list[Task], batch_size: int | str, workers: int | s
             if rows and encoded.grid != grid:
                 both = f"{tuple(grid)} and {tuple(encoded.grid)}"
                 raise ValueError(f"inputs have different token grids, {both}: encode them apart, or pool to a file")
-            grid = encoded.grid
+            grid, widths = encoded.grid, encoded.widths
         rows += complete
     if not rows:
         raise VideoError(f"no input can be decoded; the first: {job.failed[0]}")
-    return _features(job, rows, grid, tuple(tasks[row.video].video.name for row in rows))
+    return _features(job, rows, grid, tuple(tasks[row.video].video.name for row in rows), widths)
 
 
-def _features(job: Job, rows: list[Row], grid: TokenGrid, sources: tuple[str, ...]) -> Features:
+def _features(
+    job: Job, rows: list[Row], grid: TokenGrid, sources: tuple[str, ...], widths: tuple[int, ...]
+) -> Features:
     """Rows of one grid, stacked."""
     if job.merging:
         grid = grid._replace(t=1)
@@ -134,4 +137,4 @@ def _features(job: Job, rows: list[Row], grid: TokenGrid, sources: tuple[str, ..
     stacked = torch.stack([row.feature for row in rows])
     tokens = stacked if job.options.pool == "none" else stacked[:, None]
     layers, pool = job.options.layers or (), job.options.pool
-    return Features(tokens, grid, start_s, end_s, sources, job.metadata(), layers, pool)
+    return Features(tokens, grid, start_s, end_s, sources, job.metadata(), layers, pool, widths if layers else ())

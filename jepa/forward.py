@@ -5,6 +5,7 @@ Shape legend: B clips, N tokens, D width, t/h/w token grid.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +28,13 @@ _CUDA_CLIPS = 128
 
 
 class Encoded(NamedTuple):
-    """What became of ``work``: ``rows`` float32 on the CPU, one per clip (None: it had no clips), and their grid."""
+    """What became of ``work``: ``rows`` float32 on the CPU, one per clip (None: it had no clips), their grid, and the
+    widths of their layers."""
 
     work: Work
     rows: Tensor | None
     grid: TokenGrid | None
+    widths: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -74,6 +77,7 @@ class Forward:
         self.transform = ClipTransform(clip, multiple=patch_size(model))
         self.meter = Meter()
         self.may_split = may_split
+        self.widths: tuple[int, ...] = ()
         self._fits: int | None = None  # clips at once, learned from running out of memory
         self._copy = torch.cuda.Stream(run.device) if run.device.type == "cuda" else None
 
@@ -108,14 +112,14 @@ class Forward:
         self.meter.clips += len(clip)
         if rows.device.type != "cuda":
             done = rows.cpu()
-            return lambda: Encoded(work, done, grid), lambda: True
+            return lambda: Encoded(work, done, grid, self.widths), lambda: True
         landed = torch.empty(rows.shape, pin_memory=True).copy_(rows, non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(rows.device))
 
         def result() -> Encoded:
             event.synchronize()
-            return Encoded(work, landed, grid)
+            return Encoded(work, landed, grid, self.widths)
 
         return result, event.query
 
@@ -155,6 +159,7 @@ class Forward:
     def _pooled(self, clip: Tensor, grid: TokenGrid) -> Tensor:
         with self.run.autocast():
             outputs = [self.model(clip)] if self.layers is None else self.model(clip, layers=self.layers)
+        self.widths = tuple(output.shape[-1] for output in outputs)
         tokens = torch.cat(outputs, dim=-1).float()
         if self.by_tubelet:
             tokens = tokens.unflatten(1, (grid.t, grid.h * grid.w))
@@ -171,8 +176,13 @@ def _nothing(work: Work) -> Callable[[], Encoded]:
 
 
 def patch_size(model: ClipEncoder) -> int:
-    """Pixels of a patch's side."""
-    return model.clip.crop_size // model.grid.h
+    """Pixels of a patch's side: the least by which pictures can grow (a grid that is pooled does not tell)."""
+    frames, side = model.clip.num_frames, model.clip.crop_size
+    for step in range(1, side):
+        with contextlib.suppress(ValueError):
+            model.grid_of((3, frames, side + step, side))
+            return step
+    return side  # no other size at all
 
 
 def tubelet_size(model: ClipEncoder) -> int:

@@ -108,7 +108,7 @@ class Parts:
 
     def write(
         self, name: str, rows: Sequence[Row], ends: Sequence[End], position: Position | None, clips: int,
-        grids: Sequence[Sequence[int]],
+        grids: Sequence[Sequence[int]], widths: Sequence[int],
     ) -> None:  # fmt: skip
         """One part. Raises ``FeatureFileError`` when the disk is full; then there is no such part."""
         arrays: dict[str, NDArray[Any]] = {
@@ -119,7 +119,7 @@ class Parts:
         }
         if rows:
             arrays["feature"] = torch.stack([row.feature for row in rows]).numpy()
-        about: dict[str, Any] = {"ends": ends, "clips": clips, "grids": grids, "position": None}
+        about: dict[str, Any] = {"ends": ends, "clips": clips, "grids": grids, "widths": widths, "position": None}
         if position is not None:
             about["position"] = [position.video, position.windows]
             if position.merge is not None:
@@ -158,9 +158,12 @@ class Parts:
         columns: list[list[NDArray[Any]]] = []
         shape: tuple[int, ...] | None = None
         grids: set[tuple[int, ...]] = set()
+        widths: list[int] = []
         for path in self.files():
             with open_part(path) as part:
-                grids |= {tuple(grid) for grid in json.loads(part.metadata()["jepa"])["grids"]}
+                about = json.loads(part.metadata()["jepa"])
+                grids |= {tuple(grid) for grid in about["grids"]}
+                widths = widths or about["widths"]
                 names = ("video", "number", "start_s", "end_s")
                 if "feature" not in part.keys():  # noqa: SIM118 - not a dictionary
                     continue
@@ -176,10 +179,10 @@ class Parts:
                 columns.append([*labels, np.full(count, len(parts)), np.arange(count)])
                 parts.append(path)
         if shape is None:
-            return Table([], shape or (), grids, *[np.empty(0)] * 6)
+            return Table([], (), grids, widths, *[np.empty(0)] * 6)
         joined = [np.concatenate(column) for column in zip(*columns)]
         order = np.lexsort((joined[1], joined[0]))
-        return Table(parts, shape, grids, *[column[order] for column in joined])
+        return Table(parts, shape, grids, widths, *[column[order] for column in joined])
 
 
 class Table(NamedTuple):
@@ -188,6 +191,7 @@ class Table(NamedTuple):
     parts: list[Path]
     shape: tuple[int, ...]
     grids: set[tuple[int, ...]]
+    widths: list[int]
     video: NDArray[Any]
     number: NDArray[Any]
     start_s: NDArray[Any]
@@ -226,6 +230,7 @@ class PartWriter:
         self.rows = Rows(job.options.merge, states)
         self.number = 0
         self.at: Position | None = None
+        self.widths: tuple[int, ...] = ()
         self._clear()
 
     def _clear(self) -> None:
@@ -248,6 +253,7 @@ class PartWriter:
         if encoded.grid is not None:
             self.grids.add(tuple(encoded.grid._replace(t=1) if self.job.merging else encoded.grid))
             self.clips += len(encoded.work.origins)
+            self.widths = encoded.widths
             last = encoded.work.origins[-1]
             self.at = Position(last.video, last.window + 1, None)
         for end in encoded.work.ends:
@@ -264,6 +270,6 @@ class PartWriter:
         if self.clips or self.ends:
             at = None if self.at is None else self.at._replace(merge=self.rows.state())
             name = f"{self.name}-{self.number:06d}"
-            self.parts.write(name, self.pending, self.ends, at, self.clips, sorted(self.grids))
+            self.parts.write(name, self.pending, self.ends, at, self.clips, sorted(self.grids), self.widths)
             self.number += 1
         self._clear()

@@ -128,7 +128,10 @@ class _Work:
         inputs = hashlib.sha256(json.dumps(identities).encode()).hexdigest()[:16]
         probe = None if job.probe is None else _weights_hash(job.probe)
         return {
-            "model": {"kind": type(job.model).__name__, "weights": _weights_hash(job.model), "probe": probe},
+            "model": {
+                "kind": type(job.model).__name__, "config": str(getattr(job.model, "config", "")),
+                "weights": _weights_hash(job.model), "probe": probe,
+            },
             "settings": {**to_dict(job.options), "precision": job.run.precision}, "clip": to_dict(job.clip),
             "inputs": f"{len(self.videos)} inputs, fingerprint {inputs}",
             "batch_size": choose_batch_size(self.batch_size, job.model, job.clip, job.run.device),
@@ -195,6 +198,7 @@ class _Work:
         sizes = list(zip(*table.grids))
         grid = [axis[0] if len(set(axis)) == 1 else 0 for axis in sizes]
         header = {**job.metadata(), "shape": list(table.shape), "grid": grid, "plan": digest}
+        header["widths"] = table.widths if job.options.layers else []
         names = [self.videos[video].name for video in table.video]
         write_rows(out, names, table.start_s, table.end_s, table.blocks(), header)
         self.parts.remove()
@@ -243,7 +247,7 @@ def _weights_hash(module: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

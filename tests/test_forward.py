@@ -18,10 +18,10 @@ from jepa.data.video import VideoError
 from jepa.distributed import Run
 from jepa.encode import encode
 from jepa.feed import Origin, Task, Work, choose_workers, in_background
-from jepa.forward import Forward, choose_batch_size
+from jepa.forward import Forward, choose_batch_size, patch_size, tubelet_size
 from jepa.inputs import list_inputs
 from jepa.models.encoder import Encoder, EncoderConfig
-from jepa.types import Batch, ClipConfig
+from jepa.types import Batch, ClipConfig, TokenGrid
 
 CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=32)
 CPU = torch.device("cpu")
@@ -63,6 +63,18 @@ def test_the_automatic_batch_size_counts_tokens() -> None:
     large = ClipConfig(num_frames=16, fps=10.0, crop_size=256)
     assert choose_batch_size("auto", model, large, CPU) == 4096 // (8 * 16 * 16)
     assert choose_batch_size(5, model, large, CPU) == 5
+
+
+class Pooled(Encoder):
+    """One token per frame, whatever the picture's size."""
+
+    def grid_of(self, clip_shape: Any) -> TokenGrid:
+        return super().grid_of(clip_shape)._replace(h=1, w=1)
+
+
+def test_patches_and_tubelets_are_found_behind_any_grid() -> None:
+    for kind in (Encoder, Pooled):
+        assert (patch_size(build(kind)), tubelet_size(build(kind))) == (16, 2)
 
 
 def works(count: int, decode_s: float) -> Iterator[Work]:

@@ -349,3 +349,12 @@ def test_the_command_reports_and_tells_failures(model: Encoder, folder: Path, tm
     assert features.metadata["clip"]["fps"] == 5.0
     assert features.start_s[:3, 0].tolist() == pytest.approx([0.0, 0.4, 0.8])
     assert main([*good[:-1], str(tmp_path / "nowhere")]) == 2
+
+
+def test_what_a_model_counts_and_how_it_is_set_up_belong_to_the_job(folder: Path, tmp_path: Path) -> None:
+    counting = build_model()
+    counting.register_buffer("steps", torch.tensor(3))  # as batch norms have
+    assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 1
+    assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 0
+    counting.steps += 1
+    assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 1

@@ -30,7 +30,8 @@ class Features:
     (``pool`` not "none") have one token per clip, and ``grid`` tells what was pooled (0 rows and columns where clips
     differ). ``start_s`` and ``end_s`` float64 ``[B, t]``: the seconds that every tubelet covers in its video.
     ``sources``: where each clip came from. ``layers``: the blocks that the tokens were taken from, as they were asked
-    for; L layers stand side by side along D (``layer`` takes one out); empty: the last block's output.
+    for; L layers stand side by side along D (``layer`` takes one out), each as wide as ``widths`` says (empty: all
+    alike); empty: the last block's output.
     ``metadata``: the model and what was done to its input.
     """
 
@@ -42,14 +43,15 @@ class Features:
     metadata: dict[str, Any] = field(default_factory=dict)
     layers: tuple[int, ...] = ()
     pool: Pool = "none"
+    widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         expected = self.grid.size if self.pool == "none" else 1
         if self.tokens.dim() != 3 or self.tokens.shape[1] != expected:
             told = f"grid {tuple(self.grid)}, pool {self.pool}"
             raise ValueError(f"tokens must be [B, {expected}, D] ({told}), not {list(self.tokens.shape)}")
-        if self.layers and self.tokens.shape[2] % len(self.layers):
-            raise ValueError(f"{len(self.layers)} layers cannot share a width of {self.tokens.shape[2]}")
+        if self.layers and self.pool != "attentive" and sum(self._widths) != self.tokens.shape[2]:
+            raise ValueError(f"layers of widths {list(self._widths)} do not make {self.tokens.shape[2]}")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -79,8 +81,12 @@ class Features:
             raise ValueError(f"layer {layer} is not among the encoded layers {list(self.layers)}: name it in layers")
         if self.pool == "attentive":
             raise ValueError("attentive pooling mixes layers: encode each layer apart")
-        part = self.tokens.unflatten(2, (len(self.layers), -1))[:, :, self.layers.index(layer)]
-        return dataclasses.replace(self, tokens=part, layers=(layer,))
+        part = self.tokens.split(self._widths, dim=2)[self.layers.index(layer)]
+        return dataclasses.replace(self, tokens=part, layers=(layer,), widths=())
+
+    @property
+    def _widths(self) -> tuple[int, ...]:
+        return self.widths or (self.tokens.shape[2] // len(self.layers),) * len(self.layers)
 
     def numpy(self) -> NDArray[np.float32]:
         """Tokens as a float32 numpy array ``[B, N, D]``."""
@@ -99,7 +105,7 @@ class Features:
         rows = self.numpy() if self.pool == "none" else self.numpy()[:, 0]
         header = {
             **self.metadata, "shape": list(rows.shape[1:]), "grid": list(self.grid), "pool": self.pool,
-            "layers": list(self.layers),
+            "layers": list(self.layers), "widths": list(self.widths),
         }  # fmt: skip
         start, end = self.start_s[:, 0].double().cpu().numpy(), self.end_s[:, -1].double().cpu().numpy()
         write_rows(Path(path), list(self.sources), start, end, blocks_of(rows), header)
@@ -119,10 +125,10 @@ class Features:
                 filled += len(block)
         try:
             pool, grid = header.get("pool", "none"), TokenGrid(*header["grid"])
-            layers = tuple(header.get("layers") or ())
+            layers, widths = (tuple(header.get(name) or ()) for name in ("layers", "widths"))
             tokens = torch.from_numpy(table if pool == "none" else table[:, None])
             start_s, end_s = tubelet_times(rows.start_s.tolist(), rows.end_s.tolist(), grid)
-            return cls(tokens, grid, start_s, end_s, tuple(rows.sources), header, layers, pool)
+            return cls(tokens, grid, start_s, end_s, tuple(rows.sources), header, layers, pool, widths)
         except (KeyError, TypeError) as error:
             raise FeatureFileError(f"{path} has no usable grid in its metadata: {error}") from None
 

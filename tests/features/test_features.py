@@ -50,6 +50,10 @@ def test_a_layer_is_taken_out_by_its_name() -> None:
     assert torch.equal(features.layer(2).tokens, features.tokens[..., :4])
     assert torch.equal(features.layer(-1).pooled(), features.tokens[..., 4:].mean(1))
     assert features.layer(-1).layers == (-1,)
+    uneven = Features(features.tokens, GRID, layers=(2, -1), widths=(3, 5))
+    assert torch.equal(uneven.layer(-1).tokens, features.tokens[..., 3:])
+    with pytest.raises(ValueError, match=r"layers of widths \[3, 4\] do not make 8"):
+        Features(features.tokens, GRID, layers=(2, -1), widths=(3, 4))
     with pytest.raises(ValueError, match=r"layer 1 is not among the encoded layers \[2, -1\]"):
         features.layer(1)
 
