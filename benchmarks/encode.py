@@ -158,9 +158,11 @@ def whole_files(options: Any, dtype: str, ours: Encoder, peer: Any, folders: dic
                 f"  {side:<16}{seconds:>8.3f} s{slowest / seconds:>7.2f}x{tokens / seconds:>11,.0f} features/s"
                 f"{options.videos / seconds:>9.1f} clips/s"
             )
-        waited = encode_ours().metadata.get("waited_for_data")
-        if isinstance(waited, float):
-            print(f"  jepa.encode waited for videos {waited:.0%} of the time")
+        with tempfile.TemporaryDirectory() as folder:
+            told = jepa.encode_files(
+                paths * 4, Path(folder) / "features.parquet", ours, device=options.device, precision=dtype, pool="mean"
+            )
+        print(f"  streamed to disk: {told.clips_per_s:.1f} clips/s, waits for videos {told.wait_share:.0%}")
 
 
 if __name__ == "__main__":
