@@ -149,6 +149,12 @@ def loss_terms(record: Mapping[str, Any]) -> dict[str, float]:
 
 def describe_objective(objective: Mapping[str, Any]) -> str:
     """What was minimised, in words; says plainly whether something stands beside the EMA target."""
+    if objective.get("kind") == "pixels":
+        normed = "each channel of a tubelet normalised by itself" if objective.get("norm_pix_loss") else "as they are"
+        return (
+            f"The objective predicts the pixels of hidden tubelets ({normed}), by mean squared error. There is no "
+            "target encoder: the features are the trained encoder's own."
+        )
     if objective.get("kind") != "masked":
         return f"Objective: {objective.get('kind', 'unknown')}."
     start, end = objective.get("momentum", (None, None))

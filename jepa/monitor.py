@@ -19,6 +19,7 @@ from jepa.models.encoder import Encoder
 from jepa.objectives.base import Objective
 from jepa.objectives.ema import ema_distance
 from jepa.objectives.masked import MaskedObjective, gather_tokens
+from jepa.objectives.pixels import PixelsObjective
 from jepa.types import Batch, ClipConfig, TokenGrid
 
 Picture = NDArray[np.uint8]
@@ -57,8 +58,9 @@ class CollapseMonitor:
         Of the target encoder's output on whole clips: ``feature_std`` (mean over dimensions of the standard deviation
         over all tokens), ``pooled_std`` (over mean-pooled clips), ``cosine`` (mean over pairs of clips), ``rankme``
         and ``rankme_pooled`` (effective ranks); ``online_...``: the same of the context encoder. ``knn`` (leave one
-        out accuracy) and ``knn_chance`` where labels exist. For masked objectives ``error``, ``error_mean_target``,
-        ``error_context_mean`` and ``skill`` (see ``prediction_errors``), and ``ema_distance``.
+        out accuracy) and ``knn_chance`` where labels exist. Where hidden places are predicted ``error``,
+        ``error_mean_target``, ``error_context_mean`` and ``skill`` (see ``prediction_errors``). Without a target
+        encoder of its own (pixels) there is neither ``online_...`` nor ``ema_distance``.
         """
         tokens = encode_in_chunks(objective.target_encoder, batch.clip)
         values = feature_statistics(tokens)
@@ -69,14 +71,18 @@ class CollapseMonitor:
             values |= {f"online_{name}": online[name] for name in ("feature_std", "rankme")}
             values["ema_distance"] = ema_distance(objective.target_encoder, objective.encoder)
         if isinstance(objective, MaskedObjective) and batch.masks:
-            values |= prediction_errors(objective, batch, tokens)
+            values |= prediction_errors(objective, batch, F.layer_norm(tokens, (tokens.shape[-1],)))
+        elif isinstance(objective, PixelsObjective) and batch.masks:
+            values |= prediction_errors(objective, batch, objective.targets(batch.clip))
         return values
 
-    def warnings(self, history: Sequence[Mapping[str, float]]) -> list[str]:
-        """What looks like collapse in the measurements so far (oldest first), and which setting to turn."""
+    def warnings(self, history: Sequence[Mapping[str, float]], pixels: bool = False) -> list[str]:
+        """What looks like collapse in the measurements so far (oldest first), and which setting to turn; with
+        ``pixels`` those of an objective without target encoder and regularizer."""
         if not history:
             return []
-        return [text for rule in _RULES if (text := rule(history[0], history[-1], len(history)))]
+        found = [(rule(history[0], history[-1], len(history)), *turns) for rule, *turns in _RULES]
+        return [f"{text}; {of_pixels if pixels else of_latents}" for text, of_latents, of_pixels in found if text]
 
 
 def encode_in_chunks(encoder: Encoder, clip: Tensor) -> Tensor:
@@ -130,14 +136,15 @@ def knn_probe(features: Tensor, labels: Tensor, neighbours: int) -> dict[str, Te
     return {"knn": (votes.argmax(dim=1) == labels).float().mean(), "knn_chance": one_hot.mean(dim=0).max()}
 
 
-def prediction_errors(objective: MaskedObjective, batch: Batch, tokens: Tensor) -> dict[str, Tensor]:
+def prediction_errors(
+    objective: MaskedObjective | PixelsObjective, batch: Batch, targets: Tensor
+) -> dict[str, Tensor]:
     """The objective's error and that of two predictors which know nothing about where they look; scalars.
 
-    ``tokens``: the target encoder's output ``[B, N, D]``. ``error_mean_target`` predicts the mean of all targets
-    everywhere, ``error_context_mean`` the mean of the clip's own context features. ``skill`` is
-    1 - error / the better of the two: 0 when the predictor is no use.
+    ``targets``: of all places, ``[B, N, D]``. ``error_mean_target`` predicts the mean of all targets everywhere,
+    ``error_context_mean`` the mean of the clip's own targets at the context's places. ``skill`` is 1 - error / the
+    better of the two: 0 when the predictor is no use.
     """
-    targets = F.layer_norm(tokens, (tokens.shape[-1],))
     everywhere = targets.mean(dim=(0, 1))
     sums: dict[str, list[Tensor]] = {"error": [], "error_mean_target": [], "error_context_mean": []}
     for family, mask in enumerate(batch.masks):
@@ -166,28 +173,20 @@ def _spread(first: Mapping[str, float], last: Mapping[str, float], count: int) -
     if last["pooled_std"] < max(0.3 * first["pooled_std"], 1e-3):
         return (
             f"collapse: clips are losing their spread (pooled_std {last['pooled_std']:.3g}, at first "
-            f"{first['pooled_std']:.3g}); add objective.regularizer {{kind: variance_covariance}} or raise its weight, "
-            "raise objective.momentum, or lower optim.lr.peak; without a regularizer a dip in the first one or two "
-            "thousand steps can recover by itself"
+            f"{first['pooled_std']:.3g})"
         )
     return None
 
 
 def _rank(first: Mapping[str, float], last: Mapping[str, float], count: int) -> str | None:
     if last["rankme"] < max(0.3 * first["rankme"], 2.0):
-        return (
-            f"collapse: features fill few dimensions (rankme {last['rankme']:.1f}, at first {first['rankme']:.1f}); "
-            "raise objective.regularizer.covariance_weight (or add that regularizer), or lower optim.lr.peak"
-        )
+        return f"collapse: features fill few dimensions (rankme {last['rankme']:.1f}, at first {first['rankme']:.1f})"
     return None
 
 
 def _likeness(first: Mapping[str, float], last: Mapping[str, float], count: int) -> str | None:
     if last["cosine"] > max(0.99, 0.5 * (1 + first["cosine"])):
-        return (
-            f"collapse: different clips get nearly the same features (mean cosine {last['cosine']:.4f}); add "
-            "objective.regularizer {kind: variance_covariance} with pooled above 0, or raise its weight"
-        )
+        return f"collapse: different clips get nearly the same features (mean cosine {last['cosine']:.4f})"
     return None
 
 
@@ -195,13 +194,22 @@ def _skill(first: Mapping[str, float], last: Mapping[str, float], count: int) ->
     if count > 2 and last.get("skill", 1.0) <= 0:
         return (
             f"the predictor is no better than a constant (error {last['error']:.3g}, mean target "
-            f"{last['error_mean_target']:.3g}, context mean {last['error_context_mean']:.3g}); raise optim.lr.peak or "
-            "objective.predictor.depth, or lower objective.momentum so that targets move on"
+            f"{last['error_mean_target']:.3g}, context mean {last['error_context_mean']:.3g})"
         )
     return None
 
 
-_RULES: tuple[Rule, ...] = (_spread, _rank, _likeness, _skill)
+_CALMER = "lower optim.lr.peak or lengthen its warm-up (pixels have no target encoder and no regularizer to turn)"
+_RULES: tuple[tuple[Rule, str, str], ...] = (  # a rule, what to turn for latents, what for pixels
+    (_spread, "add objective.regularizer {kind: variance_covariance} or raise its weight, raise objective.momentum, or "
+     "lower optim.lr.peak; without a regularizer a dip in the first one or two thousand steps can recover by itself",
+     _CALMER),
+    (_rank, "raise objective.regularizer.covariance_weight (or add that regularizer), or lower optim.lr.peak", _CALMER),
+    (_likeness, "add objective.regularizer {kind: variance_covariance} with pooled above 0, or raise its weight",
+     _CALMER),
+    (_skill, "raise optim.lr.peak or objective.predictor.depth, or lower objective.momentum so that targets move on",
+     "raise optim.lr.peak or objective.decoder.depth, or hide fewer places"),
+)  # fmt: skip
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

@@ -201,7 +201,10 @@ def _from_run(path: str) -> Predictive:
         file,
     )  # fmt: skip
     if not isinstance(objective, MaskedObjective):
-        raise CheckpointError(f"{file}: objective {config.objective.kind!r} has no predictor of hidden places")
+        raise CheckpointError(
+            f"{file}: objective {config.objective.kind!r} has no predictor of latents, only {{kind: masked}} has; the "
+            "encoder alone comes with jepa.load"
+        )
     objective.predictor.note_untrained()
     metadata = {
         "model": path, "step": state["step"], "weights": {"context": "encoder", "target": "target_encoder"},

@@ -14,6 +14,7 @@ from jepa.data.video import VideoError
 from jepa.logging import RunLog, logger, read_metrics
 from jepa.masks import build_masks
 from jepa.monitor import CollapseMonitor, pictures
+from jepa.objectives import PixelsObjective
 from jepa.session import Session
 from jepa.types import Batch
 
@@ -64,7 +65,7 @@ class Watch:
         self.summary = "  ".join(f"{name} {values[name]:.3g}" for name in shown if name in values)
         record = {f"{_PREFIX}{name}": value for name, value in values.items()}
         self.log.metrics(step, {**record, "time/monitor_s": time.perf_counter() - began})
-        for warning in self.monitor.warnings(self.history):
+        for warning in self.monitor.warnings(self.history, isinstance(session.objective, PixelsObjective)):
             logger.warning("step %d: %s", step, warning)
 
 

@@ -21,6 +21,7 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The recipe with a toy encoder, predictor, clip and source, and one step of two clips."""
     frames = min(int(settings["clip"].get("num_frames", 16)), 4)
     tubelet = settings.get("encoder", {}).get("tubelet_size", 2)
+    predictor = "decoder" if settings["objective"]["kind"] == "pixels" else "predictor"
     toy = {
         "run_dir": str(folder / "run"),
         "init_from": None,
@@ -33,7 +34,7 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8, "tubelet_size": min(tubelet, frames),
             "activation_checkpointing": False,
         },
-        "objective": {"predictor": {"embed_dim": 24, "depth": 1, "num_heads": 2}},
+        "objective": {predictor: {"embed_dim": 24, "depth": 1, "num_heads": 2}},
         "train": {
             "steps": 1, "batch_size": 2, "accumulate": 1, "device": "cpu", "precision": "fp32", "compile": False,
             "progress": "off", "tensorboard": False,

@@ -53,7 +53,11 @@ class PatchEmbed(nn.Module):
         return TokenGrid(max(1, frames // pt), height // p, width // p)
 
     def forward(self, clip: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Clip ``[B, C, T, H, W]`` to all tokens ``[B, N, D]``, or to those of ``ids`` ``[B, Nc]``.
+        """Clip ``[B, C, T, H, W]`` to all tokens ``[B, N, D]``, or to those of ``ids`` ``[B, Nc]``."""
+        return linear(self.tubelets(clip, ids), self.proj.weight.flatten(1), self.proj.bias)
+
+    def tubelets(self, clip: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Pixels ``[B, N or Nc, C*pt*p*p]`` of all tubelets, or of those of ``ids`` ``[B, Nc]``; channels come first.
 
         A single frame (T=1) is repeated to fill its tubelet.
         """
@@ -64,9 +68,7 @@ class PatchEmbed(nn.Module):
         patches = clip.unflatten(4, (grid.w, p)).unflatten(3, (grid.h, p)).unflatten(2, (grid.t, self.tubelet_size))
         patches = patches.permute(0, 2, 4, 6, 1, 3, 5, 7)  # [B, t, h, w, C, pt, p, p]
         if ids is None:
-            tokens = patches.flatten(4).flatten(1, 3)
-        else:
-            time, row, column = grid.coordinates(ids).unbind(-1)
-            rows_of_batch = torch.arange(clip.shape[0], device=clip.device)[:, None]
-            tokens = patches[rows_of_batch, time, row, column].flatten(2)
-        return linear(tokens, self.proj.weight.flatten(1), self.proj.bias)
+            return patches.flatten(4).flatten(1, 3)
+        time, row, column = grid.coordinates(ids).unbind(-1)
+        rows_of_batch = torch.arange(clip.shape[0], device=clip.device)[:, None]
+        return patches[rows_of_batch, time, row, column].flatten(2)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from jepa.models.encoder import EncoderConfig
 from jepa.objectives.base import Objective
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
+from jepa.objectives.pixels import PixelsConfig, PixelsObjective
 from jepa.objectives.regularizers import SigRegConfig, VarianceCovarianceConfig
 from jepa.types import ClipConfig
 
-OBJECTIVES: dict[str, tuple[type[MaskedConfig], type[MaskedObjective]]] = {
-    "masked": (MaskedConfig, MaskedObjective),
-}
+ObjectiveConfig = MaskedConfig | PixelsConfig
 
-ObjectiveConfig = MaskedConfig  # a union of the config classes above, once there are several
+OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], Callable[..., Objective]]] = {
+    "masked": (MaskedConfig, MaskedObjective),
+    "pixels": (PixelsConfig, PixelsObjective),
+}
 
 __all__ = [
     "OBJECTIVES",
@@ -20,6 +24,8 @@ __all__ = [
     "MaskedObjective",
     "Objective",
     "ObjectiveConfig",
+    "PixelsConfig",
+    "PixelsObjective",
     "SigRegConfig",
     "VarianceCovarianceConfig",
     "build_objective",

@@ -1,11 +1,16 @@
-"""What the training loop needs from a method."""
+"""What the training loop needs from a method, and what methods that fill in hidden places share.
+
+Shape legend: B batch, Nc context tokens, M target blocks, Nt targets per block, D width, O output width.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
+from jepa.config import ConfigError
 from jepa.models.encoder import Encoder
-from jepa.types import Batch, Loss
+from jepa.models.predictor import Predictor
+from jepa.types import Batch, Loss, Mask, TokenGrid
 
 
 class Objective(nn.Module):
@@ -25,3 +30,19 @@ class Objective(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after every optimizer step with the progress after it; for what is not trained by gradient."""
+
+
+def check_families(batch: Batch, num_families: int) -> None:
+    """Raise ``ConfigError`` unless ``batch`` has one mask per mask family of the objective."""
+    if len(batch.masks) != num_families:
+        raise ConfigError(f"the objective has {num_families} mask families, the batch {len(batch.masks)}")
+
+
+def predict_blocks(predictor: Predictor, context: Tensor, mask: Mask, family: int, grid: TokenGrid) -> Tensor:
+    """Predictions ``[B, M, Nt, O]`` from context tokens ``[B, Nc, D]``; the M blocks are predicted apart."""
+    batch_size, blocks, _ = mask.target_ids.shape
+    ids = mask.context_ids
+    if blocks > 1:  # blocks do not see each other: each one is a row of its own
+        context, ids = context.repeat_interleave(blocks, dim=0), ids.repeat_interleave(blocks, dim=0)
+    predictions: Tensor = predictor(context, ids, mask.target_ids.flatten(0, 1), mask_token=family, grid=grid)
+    return predictions.unflatten(0, (batch_size, blocks))

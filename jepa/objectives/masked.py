@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.config import ConfigError
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.predictor import Predictor, PredictorConfig
-from jepa.objectives.base import Objective
+from jepa.objectives.base import Objective, check_families, predict_blocks
 from jepa.objectives.ema import update_ema
 from jepa.objectives.regularizers import RegularizerConfig, regularize
 from jepa.schedules import RampKind, ramp
@@ -60,8 +59,7 @@ class MaskedObjective(Objective):
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Mean over mask families of the prediction error, plus the regularizer; ``batch.clip`` ``[B, C, T, H, W]``."""
-        if len(batch.masks) != self.num_families:
-            raise ConfigError(f"the objective has {self.num_families} mask families, the batch {len(batch.masks)}")
+        check_families(batch, self.num_families)
         targets = self.targets(batch.clip)
         terms: dict[str, Tensor] = {}
         errors, penalties = [], []
@@ -90,13 +88,7 @@ class MaskedObjective(Objective):
 
     def predict(self, context: Tensor, mask: Mask, family: int, clip: Tensor) -> Tensor:
         """Predictions ``[B, M, Nt, D]`` from context tokens ``[B, Nc, D]``; the M blocks are predicted apart."""
-        batch_size, blocks, _ = mask.target_ids.shape
-        ids = mask.context_ids
-        if blocks > 1:  # blocks do not see each other: each one is a row of its own
-            context, ids = context.repeat_interleave(blocks, dim=0), ids.repeat_interleave(blocks, dim=0)
-        grid = self.encoder.grid_of(clip.shape)
-        predictions = self.predictor(context, ids, mask.target_ids.flatten(0, 1), mask_token=family, grid=grid)
-        return predictions.unflatten(0, (batch_size, blocks))
+        return predict_blocks(self.predictor, context, mask, family, self.encoder.grid_of(clip.shape))
 
     def error(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Mean prediction error over everything, in fp32; a scalar."""
