@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", metavar="A,B", help="label columns of the CSV files, probed one by one")
     parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="keep these rows of the CSVs")
     parser.add_argument(
-        "--span", choices=("inside", "centred"), default="inside", help="clips and start_s, end_s of a CSV"
+        "--span", choices=("inside", "centred", "ending"), default="inside", help="clips and start_s, end_s of a CSV"
     )
     parser.add_argument("--weights", choices=("target_encoder", "encoder"), default="target_encoder")
     parser.add_argument("--baselines", default="random,pixels", help="shown beside the trained encoder; '' for none")

@@ -1,15 +1,16 @@
-"""Images as videos of one frame."""
+"""Images as videos of one frame, and folders of numbered images as videos."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from jepa.data.video import VideoError, VideoReader, local_path, scaled_size
+from jepa.data.video import VideoError, VideoReader, is_url, local_path, scaled_size
 from jepa.types import Interpolation
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
@@ -56,3 +57,63 @@ class ImageReader(VideoReader):
 
     def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         return self._frames[indices]
+
+
+class FolderReader(VideoReader):
+    """A folder of pictures, one per frame, in the order of the numbers in their names (``2.jpg`` before ``10.jpg``).
+
+    ``fps`` None: the rate is not known. Pictures are decoded when they are read; all must have the size of the first.
+    """
+
+    backend = "pillow"
+
+    def __init__(
+        self, path: str | Path, fps: float | None = None, short_side: int | None = None,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:  # fmt: skip
+        self.path, self._side, self._interpolation = os.fspath(path), short_side, interpolation
+        self.fps, self._known = fps or 1.0, fps is not None
+        try:
+            names = [name for name in os.listdir(path) if _is_picture(name) and not name.startswith(".")]
+        except OSError as error:
+            raise VideoError(f"{self.path} cannot be opened: {error.strerror}") from None
+        if not names:
+            raise VideoError(f"{self.path} is a folder without pictures, not a video")
+        self._names = sorted(names, key=_by_number)
+        self.num_frames = len(names)
+        first = self._picture(0)
+        self.native, (self.height, self.width) = first.native, first.size
+
+    @property
+    def rate(self) -> float | None:
+        return self.fps if self._known else None
+
+    def _picture(self, index: int) -> ImageReader:
+        return ImageReader(os.path.join(self.path, self._names[index]), self._side, self._interpolation)
+
+    def _read_sorted(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+        pictures = [self._picture(int(index)) for index in indices]
+        for picture in pictures:
+            if picture.native != self.native:
+                raise VideoError(f"{picture.path} has {picture.native} pixels, the first frame has {self.native}")
+        return np.concatenate([picture.read([0]) for picture in pictures])
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Sort key: runs of digits compare as numbers, what lies between them as text."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def open_pictures(
+    path: str, fps: float | None, short_side: int | None, interpolation: Interpolation
+) -> VideoReader | None:
+    """A picture or a folder of pictures (at ``fps``) as a video; ``None`` for any other path."""
+    if is_url(path):
+        return None
+    if os.path.isdir(path):
+        return FolderReader(path, fps, short_side, interpolation)
+    return ImageReader(path, short_side, interpolation) if _is_picture(path) else None

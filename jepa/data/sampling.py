@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from jepa.types import ClipConfig
 
 ShortVideo = Literal["hold", "loop", "skip"]
+Span = Literal["inside", "centred", "ending"]
 
 
 class ShortVideoError(ValueError):
@@ -46,7 +47,7 @@ def frame_indices(
     rng: np.random.Generator | None = None,
     segment: tuple[int, int] = (0, 1),
     span_s: tuple[float, float] | None = None,
-    centred: bool = False,
+    where: Span = "inside",
     short_video: ShortVideo = "hold",
     name: str = "video",
 ) -> FrameChoice:
@@ -54,8 +55,9 @@ def frame_indices(
 
     ``rng`` None gives the middle clip, else the start is uniform. ``segment`` (k, K) divides the possible starts into
     K equal parts and takes clip k from the k-th: K clips spread over the video. ``span_s`` keeps the clip inside these
-    seconds; with ``centred`` the clip is instead centred on the span (on a random instant of it, given ``rng``) and
-    may reach beyond it, but not beyond the file.
+    seconds; with ``where`` "centred" the clip is instead centred on the span (on a random instant of it, given
+    ``rng``) and may reach beyond it, but not beyond the file; with "ending" it stays inside and ends where the span
+    ends, whatever ``rng`` (of K clips the last one does: what comes before an event, but nothing of the event).
 
     A clip longer than what it may use follows ``short_video``: ``hold`` repeats the last frame, ``loop`` starts again
     from the first, ``skip`` raises ``ShortVideoError`` (with ``name``). ``end_s`` counts the clip's nominal length in
@@ -66,20 +68,22 @@ def frame_indices(
     offsets = np.floor(np.arange(clip.num_frames) * spacing + 1e-6).astype(np.int64)
     needed = int(offsets[-1]) + 1
     low, high = 0, num_frames
-    if span_s is not None and not centred:
+    if span_s is not None and where != "centred":
         low = min(max(0, round(span_s[0] * rate)), num_frames - 1)
         high = min(max(low + 1, round(min(span_s[1] * rate, num_frames))), num_frames)
     room = high - low - needed  # how far the start can move
     if room < 0 and short_video == "skip":
         raise ShortVideoError(f"{name} has {high - low} usable frames, the clip needs {needed}")
-    if span_s is not None and centred:
-        where = 0.5 if rng is None else float(rng.random())
-        middle = (span_s[0] + where * (min(span_s[1], num_frames / rate) - span_s[0])) * rate
+    if span_s is not None and where == "ending":
+        start = low + max(0, room) * (segment[0] + 1) // segment[1]
+    elif span_s is not None and where == "centred":
+        at = 0.5 if rng is None else float(rng.random())
+        middle = (span_s[0] + at * (min(span_s[1], num_frames / rate) - span_s[0])) * rate
         start = int(np.clip(round(middle - needed / 2), 0, max(0, room)))
     else:
         part, parts = segment
-        where = 0.5 if rng is None else float(rng.random())
-        start = low + min(int((max(0, room) + 1) * (part + where) / parts), max(0, room))
+        at = 0.5 if rng is None else float(rng.random())
+        start = low + min(int((max(0, room) + 1) * (part + at) / parts), max(0, room))
     indices = start + offsets
     if room < 0:
         usable = high - start

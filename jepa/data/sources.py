@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from jepa.config import ConfigError
 from jepa.data.array_reader import ArrayReader
 from jepa.data.cache import ClipCache
-from jepa.data.image import IMAGE_SUFFIXES, ImageReader
-from jepa.data.sampling import ShortVideo, frame_indices
+from jepa.data.image import IMAGE_SUFFIXES, open_pictures
+from jepa.data.sampling import ShortVideo, Span, frame_indices
 from jepa.data.video import Backend, FileInfo, VideoReader, is_url, open_video
 from jepa.types import ClipConfig, Interpolation
 
@@ -37,15 +37,16 @@ class SourceConfig:
 
     For CSV files: ``label_column`` names the column of labels (default: ``label``, or the second column of a file
     without header); ``where`` keeps the rows whose columns have these values; where there are columns ``start_s`` and
-    ``end_s``, ``span`` says whether clips stay ``inside`` these seconds or are ``centred`` on them. ``fps`` is the
-    frame rate of arrays (None: they are at the clip's rate).
+    ``end_s``, ``span`` says whether clips stay ``inside`` these seconds, are ``centred`` on them, or stay inside and
+    end at their end (``ending``). Its paths may be folders of pictures, one per frame. ``fps`` is the frame rate of
+    these and of arrays (None: they are at the clip's rate).
     """
 
     path: str
     weight: float = 1.0
     label_column: str | None = None
     where: dict[str, str] = field(default_factory=dict)
-    span: Literal["inside", "centred"] = "inside"
+    span: Span = "inside"
     fps: float | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +131,7 @@ class Source:
         return None if self.spans is None else (float(self.spans[item, 0]), float(self.spans[item, 1]))
 
     def open(self, item: int) -> VideoReader:
-        """The item's video, image or array. Raises ``VideoError`` naming the file."""
+        """The item's video, image, folder of images or array. Raises ``VideoError`` naming the file."""
         path, side, how = self.paths[item], self.options.short_side, self.options.interpolation
         if self.arrays is not None:
             assert self.rows is not None
@@ -139,10 +140,8 @@ class Source:
         known = cache.get(int(self.slots[item])) if cache is not None and self.slots is not None else None
         if known is not None:
             return ArrayReader(path, *known)
-        if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES and not is_url(path):
-            reader: VideoReader = ImageReader(path, side, how)
-        else:
-            reader = open_video(path, self.options.backend, side)
+        pictures = open_pictures(path, self.config.fps, side, how)
+        reader = pictures if pictures is not None else open_video(path, self.options.backend, side)
         if cache is None or self.slots is None or not cache.has_room(math.prod((reader.num_frames, *reader.size, 3))):
             return reader
         with reader:
@@ -153,7 +152,7 @@ class Source:
     def _cut(self, item: int, video: VideoReader, clip: ClipConfig, request: ClipRequest) -> RawClip:
         choice = frame_indices(
             video.num_frames, video.rate, clip, request.rng, request.segment, span_s=self.span_s(item),
-            centred=self.config.span == "centred", short_video=self.options.short_video, name=self.paths[item],
+            where=self.config.span, short_video=self.options.short_video, name=self.paths[item],
         )  # fmt: skip
         frames = video.read(choice.indices)
         distinct = len(np.unique(choice.indices))

@@ -52,10 +52,11 @@ def test_spans_restrict_or_centre():
         inside = frame_indices(100, 10.0, clip, np.random.default_rng(s), span_s=(2.0, 3.0))
         assert inside.indices[0] >= 20
         assert inside.indices[-1] < 30
-    centred = frame_indices(100, 10.0, clip, span_s=(2.0, 2.2), centred=True)
+    centred = frame_indices(100, 10.0, clip, span_s=(2.0, 2.2), where="centred")
     assert centred.indices.tolist() == [19, 20, 21, 22]
-    assert frame_indices(100, 10.0, clip, span_s=(0.0, 0.1), centred=True).indices.tolist() == [0, 1, 2, 3]
-    assert frame_indices(100, 10.0, clip, span_s=(9.8, float("inf")), centred=True).indices.tolist() == [96, 97, 98, 99]
+    assert frame_indices(100, 10.0, clip, span_s=(0.0, 0.1), where="centred").indices.tolist() == [0, 1, 2, 3]
+    last = frame_indices(100, 10.0, clip, span_s=(9.8, float("inf")), where="centred")
+    assert last.indices.tolist() == [96, 97, 98, 99]
     assert frame_indices(100, 10.0, clip, span_s=(9.9, 30.0)).indices.tolist() == [99, 99, 99, 99]
 
 
@@ -67,3 +68,18 @@ def test_short_video_rules():
         frame_indices(4, 10.0, clip, short_video="skip", name="b.mp4")
     assert frame_indices(6, 10.0, clip, short_video="skip").indices.tolist() == [0, 1, 2, 3, 4, 5]
     assert frame_indices(4, 10.0, clip, span_s=(0.2, 0.4)).indices.tolist() == [2, 3, 3, 3, 3, 3]
+
+
+def test_clips_that_end_where_their_span_ends():
+    """Frames before an event and none of it: 20 frames per second, 5 frames at 10 per second, until 3.0 s."""
+    clip = ClipConfig(num_frames=5, fps=10.0, crop_size=16)
+    for rng in (None, np.random.default_rng(0)):
+        last = frame_indices(200, 20.0, clip, rng, span_s=(0.0, 3.0), where="ending")
+        assert last.indices.tolist() == [51, 53, 55, 57, 59]  # frame 60 is the one at 3.0 s
+    several = [frame_indices(200, 20.0, clip, None, (k, 3), (0.0, 3.0), "ending").indices for k in range(3)]
+    assert [int(i[-1]) for i in several] == [25, 42, 59]
+    short = frame_indices(200, 20.0, clip, span_s=(0.0, 0.2), where="ending")  # 4 frames there, 9 needed: hold
+    assert short.indices.tolist() == [0, 2, 3, 3, 3]
+    assert frame_indices(200, 20.0, clip, span_s=(0.0, -1.0), where="ending").indices.tolist() == [0] * 5
+    over = frame_indices(200, 20.0, clip, span_s=(9.8, 99.0), where="ending")
+    assert over.indices.tolist() == [196, 198, 199, 199, 199]
