@@ -1,8 +1,12 @@
-"""``jepa data prepare SRC DST`` and ``jepa data demo DST``"""
+"""``jepa data prepare SRC DST``, ``jepa data demo DST`` and ``jepa data physics DST``"""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jepa.data.synthetic.dataset import Glyphs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     demo.add_argument("--side", type=int, help="pixels of each side")
     demo.add_argument("--seed", type=int, help="of everything that is drawn")
     demo.add_argument("--workers", type=int, help="processes (default: one per core)")
+    physics = actions.add_parser("physics", help="render matched pairs of possible and impossible video")
+    physics.add_argument("dst", help="folder to write")
+    physics.add_argument("--pairs", type=int, help="pairs for each condition, an even number (default: 100)")
+    physics.add_argument("--conditions", metavar="A,B", help="which laws are broken (default: all)")
+    physics.add_argument("--frames", dest="num_frames", type=int, help="frames of a video (default: 32)")
+    physics.add_argument("--fps", type=float, help="frames per second (default: 16)")
+    physics.add_argument("--side", type=int, help="pixels of each side (default: 64)")
+    physics.add_argument("--seed", type=int, help="of everything that is drawn")
+    physics.add_argument("--workers", type=int, help="processes (default: one per core)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,7 +51,22 @@ def run(args: argparse.Namespace) -> None:
     from evals.sklearn_bridge import digit_images
     from jepa.data.synthetic.dataset import Glyphs, WorldConfig, write_world
 
+    if args.action == "physics":
+        render_pairs(args, Glyphs(*digit_images()))
+        return
     chosen = {name: getattr(args, name) for name in ("train", "test", "side", "seed")}
     config = WorldConfig(**{name: value for name, value in chosen.items() if value is not None})
     path = write_world(args.dst, Glyphs(*digit_images()), config, args.workers)
     print(f"{path}: {config.train} training and {config.test} test clips; labels in train.csv and test.csv")
+
+
+def render_pairs(args: argparse.Namespace, glyphs: Glyphs) -> None:
+    """The pairs of ``jepa data physics``."""
+    from jepa.data.synthetic.physics import PhysicsConfig, write_physics
+
+    chosen = {name: getattr(args, name) for name in ("pairs", "num_frames", "fps", "side", "seed")}
+    if args.conditions is not None:
+        chosen["conditions"] = tuple(name.strip() for name in args.conditions.split(",") if name.strip())
+    config = PhysicsConfig(**{name: value for name, value in chosen.items() if value is not None})
+    path = write_physics(args.dst, glyphs, config, args.workers)
+    print(f"{path}: {config.pairs} pairs for each of {', '.join(config.conditions)}")

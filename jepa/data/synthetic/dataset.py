@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,20 +79,29 @@ def write_world(dst: str | Path, glyphs: Glyphs, config: WorldConfig, workers: i
 
     Continues where it was interrupted; refuses a folder that holds a world of other settings (``ValueError``).
     """
+    dst = claim_folder(dst, "world", json.dumps({"drawing": DRAWING, **asdict(config)}, indent=2))
+    for split, count in (("train", config.train), ("test", config.test)):
+        _write_split(dst, split, count, glyphs.part(split, config.test_glyphs), config, workers)
+    return dst
+
+
+def claim_folder(dst: str | Path, kind: str, settings: str) -> Path:
+    """Make the folder ``dst`` and note there, in ``kind``.json, the ``settings`` of what it is to hold.
+
+    Raises ``ValueError`` when it cannot be written, or holds something of the same kind with other settings.
+    """
     dst = Path(dst)
-    stamp, settings = dst / "world.json", json.dumps({"drawing": DRAWING, **asdict(config)}, indent=2)
+    stamp = dst / f"{kind}.json"
     try:
         dst.mkdir(parents=True, exist_ok=True)
         if stamp.exists() and stamp.read_text() != settings:
             raise ValueError(
-                f"{dst} holds a world of other settings or drawn by another version (see {stamp}): delete that folder, "
-                "or choose another"
+                f"{dst} holds a {kind} of other settings or drawn by another version (see {stamp}): delete that "
+                "folder, or choose another"
             )
         stamp.write_text(settings)
     except OSError as error:
         raise ValueError(f"{dst} cannot be written: {error.strerror}; choose another folder") from None
-    for split, count in (("train", config.train), ("test", config.test)):
-        _write_split(dst, split, count, glyphs.part(split, config.test_glyphs), config, workers)
     return dst
 
 
@@ -104,12 +114,15 @@ def _write_split(dst: Path, split: str, count: int, glyphs: Glyphs, config: Worl
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         clips = pool.map(_write_clip, jobs, chunksize=16)
         rows = list(tqdm(clips, total=count, desc=f"rendering {split}", unit="clip"))
-    partial = manifest.with_suffix(".csv.tmp")
+    write_manifest(manifest, [("path", "object", "motion"), *rows])
+
+
+def write_manifest(path: Path, rows: Iterable[Iterable[object]]) -> None:
+    """A CSV that appears complete, or not at all: when it is there, so is every clip that it names."""
+    partial = path.with_suffix(".csv.tmp")
     with partial.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "object", "motion"))
-        writer.writerows(rows)
-    os.replace(partial, manifest)  # the manifest appears only when every clip is there
+        csv.writer(file).writerows(rows)
+    os.replace(partial, path)
 
 
 def _write_clip(job: tuple[Path, str, int, Glyphs, WorldConfig]) -> tuple[str, int, str]:
