@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evals.datasets import SplitConfig, choose_splits, open_dataset
 from evals.settings import EvalConfig
 from evals.subjects import run_state
 from jepa.config import ConfigError, from_dict
@@ -18,15 +19,19 @@ from jepa.types import ClipConfig
 
 
 class Labelled(NamedTuple):
-    """A source's clips, opened once, with every label that is probed: ids ``[N]`` (-1: none) and class names."""
+    """A source's clips, opened once, with every label that is probed: ids ``[N]`` (-1: none) and class names.
+    ``missing``: videos that a data set's annotations name and the disk has not."""
 
     source: Source
     labels: dict[str, Tensor]
     class_names: dict[str, tuple[str, ...]]
+    missing: tuple[str, ...] = ()
 
 
-def choose_sources(config: EvalConfig) -> tuple[SourceConfig, SourceConfig]:
-    """The sources asked for, or the ones that the run was trained and validated with."""
+def choose_sources(config: EvalConfig) -> tuple[SourceConfig | SplitConfig, SourceConfig | SplitConfig]:
+    """The sources or the data set's splits asked for, or the sources that the run was trained and validated with."""
+    if config.dataset is not None:
+        return choose_splits(config.dataset)
     if config.train is not None and config.test is not None:
         return config.train, config.test
     state = run_state(config.run)
@@ -43,13 +48,18 @@ def choose_sources(config: EvalConfig) -> tuple[SourceConfig, SourceConfig]:
 
 
 def open_labelled(
-    config: SourceConfig, columns: tuple[str, ...], clip: ClipConfig, known: dict[str, tuple[str, ...]] | None = None
-) -> Labelled:
-    """Open a source once per label column; the clips are the same, so features are shared.
+    config: SourceConfig | SplitConfig, columns: tuple[str, ...], clip: ClipConfig,
+    known: dict[str, tuple[str, ...]] | None = None,
+) -> Labelled:  # fmt: skip
+    """Open a source once per label column; the clips are the same, so features are shared. Or a data set's split.
 
     ``known``: class names of the training source, which fix the ids. Raises ``ConfigError`` when a label is missing.
     """
     options = eval_options(clip)
+    if isinstance(config, SplitConfig):
+        split = open_dataset(config, options, columns)
+        ids = {column: torch.from_numpy(values) for column, values in split.labels.items()}
+        return Labelled(split.source, ids, split.class_names, split.missing)
     labels: dict[str, Tensor] = {}
     names: dict[str, tuple[str, ...]] = {}
     source: Source | None = None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is imported only once a command runs
+    from evals.datasets import DatasetConfig
     from evals.settings import EvalConfig, Row
 
 PROBES = ("linear", "attentive", "knn", "logistic")
@@ -29,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe", default="linear", help=f"one of {', '.join(PROBES)}; several with commas")
     parser.add_argument("--train", metavar="PATH", help="labelled clips to fit probes on (default: the run's sources)")
     parser.add_argument("--test", metavar="PATH", help="labelled clips to report on (default: the run's validation)")
-    parser.add_argument("--labels", metavar="A,B", help="label columns of the CSV files, probed one by one")
+    parser.add_argument("--dataset", metavar="NAME", help="a published data set instead (docs/datasets.md lists them)")
+    parser.add_argument("--data", metavar="ROOT", help="its folder")
+    parser.add_argument("--splits", metavar="FIT,REPORT", help="other splits of it than the usual ones")
+    parser.add_argument("--anticipation-s", type=float, help="epic100: clips end so many seconds before their action")
+    parser.add_argument("--max-missing", type=float, default=0.05, help="share of its videos that may be missing")
+    parser.add_argument("--labels", metavar="A,B", help="label columns of CSV files or data set, probed one by one")
     parser.add_argument("--where", metavar="COL=VALUE", action="append", default=[], help="keep these rows of the CSVs")
     parser.add_argument(
         "--span", choices=("inside", "centred", "ending"), default="inside", help="clips and start_s, end_s of a CSV"
@@ -93,7 +99,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
 
     return EvalConfig(
         run=args.run, against=_split(",".join(args.against)), task=args.task, weights=args.weights,
-        train=source(args.train), test=source(args.test),
+        train=source(args.train), test=source(args.test), dataset=_dataset(args),
         labels=_split(args.labels or ""), baselines=_split(args.baselines), random_seed=args.seed + 1,
         probes=tuple(
             ProbeConfig(kind=kind, steps=args.steps, token_pool=pool, seed=args.seed)  # type: ignore[arg-type]
@@ -101,6 +107,27 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
         ),
         cells=cells, segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size,
         workers=args.workers, device=args.device, precision=args.precision, cache_gb=args.cache_gb, out=args.out,
+    )  # fmt: skip
+
+
+def _dataset(args: argparse.Namespace) -> DatasetConfig | None:
+    from evals.datasets import DatasetConfig
+    from jepa.config import ConfigError
+
+    if (args.dataset is None) != (args.data is None):
+        raise ConfigError("--dataset NAME and --data ROOT go together")
+    if args.dataset is None:
+        if args.splits or args.anticipation_s is not None:
+            raise ConfigError("--splits and --anticipation-s are for --dataset NAME")
+        return None
+    if args.where or args.span != "inside":
+        raise ConfigError("--where and --span are for CSV files, not for --dataset")
+    splits = _split(args.splits or "")
+    if splits and len(splits) != 2:
+        raise ConfigError(f"--splits needs two names FIT,REPORT, not {args.splits!r}")
+    return DatasetConfig(
+        name=args.dataset, root=args.data, splits=(splits[0], splits[1]) if splits else None,
+        anticipation_s=args.anticipation_s, max_missing=args.max_missing,
     )  # fmt: skip
 
 

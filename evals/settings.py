@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
 from jepa.data.sources import SourceConfig
 
@@ -17,8 +18,9 @@ class EvalConfig:
 
     ``run``: the model, anything that ``jepa.load`` takes; ``weights``: which encoder of a checkpoint. ``against``:
     further models, one column of the table each, all with their own preprocessing. ``train`` and ``test``: sources of
-    labelled clips (``None``: those that a run was trained with, and its validation sources). ``labels``: columns of
-    these sources that are probed one by one on the same features; empty: the sources' own label. ``probes``: one row
+    labelled clips (``None``: those that a run was trained with, and its validation sources). ``dataset``: a published
+    data set instead of both. ``labels``: columns of these sources that are probed one by one on the same features;
+    empty: the sources' own label, or all labels of the data set. ``probes``: one row
     of the table each. ``baselines``: "random" (the same architecture, fresh weights from ``random_seed``) and "pixels".
     ``cells``: what linear, logistic and kNN probes see of an encoder: the means of so many parts of time, rows and
     columns side by side, (1, 1, 1) being the mean of all tokens. More cells where place matters (a face in the middle
@@ -35,6 +37,7 @@ class EvalConfig:
     weights: str = "target_encoder"
     train: SourceConfig | None = None
     test: SourceConfig | None = None
+    dataset: DatasetConfig | None = None
     labels: tuple[str, ...] = ()
     probes: tuple[ProbeConfig, ...] = field(default_factory=lambda: (ProbeConfig(),))
     baselines: tuple[str, ...] = BASELINES
@@ -53,6 +56,8 @@ class EvalConfig:
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ValueError(f"baselines: {unknown[0]!r} is unknown; known: {', '.join(BASELINES)}")
+        if self.dataset is not None and (self.train is not None or self.test is not None):
+            raise ValueError("dataset brings its own splits: leave train and test out")
         if not self.probes:
             raise ValueError("probes must name at least one probe: linear, attentive, knn or logistic")
         if min(self.cells) < 1:
