@@ -58,6 +58,9 @@ def open_labelled(
     options = eval_options(clip)
     if isinstance(config, SplitConfig):
         split = open_dataset(config, options, columns)
+        for column, values in split.labels.items():
+            if (values < 0).all():
+                raise ConfigError(f"{config.dataset.root}: the split {config.split} has no labels for {column!r}")
         ids = {column: torch.from_numpy(values) for column, values in split.labels.items()}
         return Labelled(split.source, ids, split.class_names, split.missing)
     labels: dict[str, Tensor] = {}
