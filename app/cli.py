@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -49,12 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", module=r"torch\..*")
     _print_log()
     try:
-        return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+        status = importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+        sys.stdout.flush()
+        return status
     except ValueError as error:  # the toolkit's errors for users (config, files, checkpoints, ...) are all ValueErrors
         if args.debug:
             raise
         print(f"jepa: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has had enough (`| head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        return 141  # what a shell reports for SIGPIPE
     except OSError as error:  # a full disk, a folder that went away: the system's own words, and where
         if args.debug:
             raise

@@ -180,7 +180,7 @@ def _checked(clips: Tensor, normalised: bool) -> Tensor:
         return clips.float()
     if clips.dtype == torch.uint8:
         return clips
-    if clips.min() < 0 or clips.max() > 1:
+    if not (clips.min() >= 0 and clips.max() <= 1):  # also where they are NaN
         raise ValueError(
             f"float clips hold pixel values in [0, 1]; these reach from {clips.min():.3g} to {clips.max():.3g}. "
             "Pass uint8 for values in 0..255, or normalised=True for clips that are normalised already"

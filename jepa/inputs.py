@@ -42,6 +42,8 @@ class Camera:
                 expected = list(shape) if number else "[H, W, 3]"
                 raise ValueError(f"frame {number} is {array.dtype} {list(array.shape)}, not uint8 {expected}")
             yield array
+        if shape is None:
+            raise VideoError("the iterator gave no frames")
 
 
 @dataclass(frozen=True, slots=True)

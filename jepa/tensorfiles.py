@@ -36,7 +36,7 @@ def read_torch_file(path: str | Path, *, mmap: bool = False) -> Any:
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+        if _asks_for_code(str(error), path):
             raise CheckpointError(
                 f"{path} is refused: besides tensors it holds code or objects that would run when loaded"
             ) from error
@@ -45,6 +45,15 @@ def read_torch_file(path: str | Path, *, mmap: bool = False) -> Any:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged or not a checkpoint") from error
+
+
+def _asks_for_code(message: str, path: Path) -> bool:
+    """Whether torch stopped at a function or class, or at a pickle (byte 0x80) of a kind that ``torch.save`` never
+    writes."""
+    if "Unsupported operand" in message:
+        with path.open("rb") as file:
+            return file.read(1) == b"\x80"
+    return any(words in message for words in ("Unsupported global", "Unsupported class", "is blocked"))
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

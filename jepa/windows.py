@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jepa.data.sampling import frame_spacing
+from jepa.data.sampling import check_span, frame_spacing
 from jepa.data.sources import ClipRequest, Source
 from jepa.data.video import FileInfo, VideoReader
 from jepa.types import ClipConfig
@@ -88,6 +88,7 @@ def file_windows(source: Source, item: int, clip: ClipConfig, rule: WindowRule, 
     Raises ``VideoError`` naming the file, also after some windows.
     """
     with source.open(item) as video:
+        check_span(source.span_s(item), video.num_frames, video.rate, source.paths[item])
         rate = video.rate or clip.fps or 1.0
         spacing, (low, high) = sample_spacing(video.rate, clip), _bounds(video, rate, source.span_s(item))
         samples = max(1, math.ceil((high - low - 1e-6) / spacing))

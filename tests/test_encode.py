@@ -176,6 +176,8 @@ BAD_ARRAYS: list[tuple[object, str]] = [
     (np.zeros((0, 32, 32, 3), np.uint8), "empty"),
     (torch.zeros(1, 3, 4, 32, 32, dtype=torch.int64), r"int64 \[1, 3, 4, 32, 32\]"),
     (torch.full((1, 3, 4, 32, 32), 200.0), r"\[0, 1\]; these reach from 200 to 200.*normalised=True"),
+    (torch.full((1, 3, 4, 32, 32), float("nan")), "reach from nan to nan"),
+    (iter([]), "the iterator gave no frames"),
     (torch.rand(1, 3, 5, 32, 32), "5"),
     ([], "empty list"),
     (7, "not int"),

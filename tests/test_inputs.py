@@ -109,6 +109,17 @@ def test_lists_of_paths_with_spaces_and_spans(model: Encoder, video: Path, tmp_p
         assert spanned.start_s[0, 0].item() == pytest.approx(0.5)
 
 
+def test_a_span_behind_the_end_is_no_clip(model: Encoder, video: Path, tmp_path: Path) -> None:
+    table = tmp_path / "late.csv"
+    table.write_text(f"path,start_s,end_s\n{video},0,1\n{video},5,9\n")
+    for options in ({}, {"overlap": 0.0}):
+        with pytest.raises(VideoError, match=r"my video.mp4 is over after 2.30 s, its span begins at 5 s"):
+            encode(table, model, **options)
+        kept = encode(table, model, on_error="skip", **options)
+        assert kept.end_s.max() <= 1.3
+        assert len(kept.metadata["failed"]) == 1
+
+
 def test_batches_of_arrays_and_npy(model: Encoder, tmp_path: Path) -> None:
     batch = np.stack([moving(9, seed=seed) for seed in range(3)])
     expected = torch.cat([encode(frames, model).tokens for frames in batch])

@@ -10,9 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -315,6 +317,21 @@ def test_videos_that_keep_their_shape_go_to_one_file_when_pooled(model: Encoder,
     assert Features.load(tmp_path / "f.parquet").grid == (2, 0, 0)
     with pytest.raises(ValueError, match=r"different shapes.*\[16, 24\] and \[24, 24\]"):
         encode_files(files, tmp_path / "g.parquet", model, fit="keep", pool="none")
+
+
+def test_an_irregular_frame_rate_is_read_by_workers(model: Encoder, folder: Path, tmp_path: Path) -> None:
+    irregular = tmp_path / "irregular.mkv"
+    with av.open(irregular, "w") as file:
+        stream = file.add_stream("mpeg4", rate=10, width=48, height=32)
+        for time_ms, picture in zip((0, 100, 200, 900, 1000, 1900), moving(6), strict=True):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    result = encode_files([irregular, folder / "0.mp4"], tmp_path / "f.parquet", model, workers=2)
+    about = open_features(result.path).metadata["files"][str(irregular)]
+    assert about["variable_rate"]
+    assert about["fps"] == pytest.approx(6 / 2.0, abs=0.1)
 
 
 def test_nothing_decodable_and_bad_names(model: Encoder, folder: Path, tmp_path: Path) -> None:

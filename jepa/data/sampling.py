@@ -14,7 +14,7 @@ Span = Literal["inside", "centred", "ending"]
 
 
 class ShortVideoError(ValueError):
-    """The video is shorter than the clip and the rule is ``skip``."""
+    """The video is shorter than the clip and the rule is ``skip``, or it is over before its span begins."""
 
 
 class FrameChoice(NamedTuple):
@@ -40,6 +40,20 @@ def frame_spacing(file_fps: float | None, clip: ClipConfig) -> float:
     return clip.duration_s * file_fps / clip.num_frames
 
 
+def parse_span(start_s: str, end_s: str) -> tuple[float, float]:
+    """The seconds that two cells of a table name; an empty one is the video's start or end. Raises ``ValueError``."""
+    span = float(start_s or 0), float(end_s or "inf")
+    if not span[0] <= span[1]:
+        raise ValueError(f"{start_s} is after {end_s}")
+    return span
+
+
+def check_span(span_s: tuple[float, float] | None, num_frames: int, file_fps: float | None, name: str) -> None:
+    """Raises ``ShortVideoError`` when the file ends before the span begins, whose frames are not there."""
+    if span_s is not None and file_fps is not None and span_s[0] * file_fps >= num_frames:
+        raise ShortVideoError(f"{name} is over after {num_frames / file_fps:.2f} s, its span begins at {span_s[0]:g} s")
+
+
 def frame_indices(
     num_frames: int,
     file_fps: float | None,
@@ -63,6 +77,7 @@ def frame_indices(
     from the first, ``skip`` raises ``ShortVideoError`` (with ``name``). ``end_s`` counts the clip's nominal length in
     either case.
     """
+    check_span(span_s, num_frames, file_fps, name)
     rate = file_fps or clip.fps or 1.0
     spacing = frame_spacing(file_fps, clip)
     offsets = np.floor(np.arange(clip.num_frames) * spacing + 1e-6).astype(np.int64)

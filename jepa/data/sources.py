@@ -17,7 +17,7 @@ from jepa.config import ConfigError
 from jepa.data.array_reader import ArrayReader
 from jepa.data.cache import ClipCache
 from jepa.data.image import IMAGE_SUFFIXES, open_pictures
-from jepa.data.sampling import ShortVideo, Span, frame_indices
+from jepa.data.sampling import ShortVideo, Span, frame_indices, parse_span
 from jepa.data.video import Backend, FileInfo, VideoReader, is_url, open_video
 from jepa.types import ClipConfig, Interpolation
 
@@ -285,9 +285,10 @@ def _open_csv(config: SourceConfig, options: ReadOptions, path: Path, class_name
         names.append("" if label_at is None else row[label_at])
         if spans_at:
             try:
-                spans.append((float(row[spans_at[0]] or 0), float(row[spans_at[1]] or "inf")))
+                spans.append(parse_span(row[spans_at[0]], row[spans_at[1]]))
             except ValueError:
-                raise ConfigError(f"{path}, row {number}: start_s and end_s must be numbers of seconds") from None
+                what = "start_s and end_s must be numbers of seconds, start_s not the larger one"
+                raise ConfigError(f"{path}, row {number}: {what}") from None
     if not paths:
         raise ConfigError(f"data source {path} has no rows" + (f" where {config.where}" if config.where else ""))
     if not any(is_url(p) or os.path.exists(p) for p in paths[:10]):

@@ -114,7 +114,7 @@ class VideoReader(ABC):
             self.fps = float(1 / step)
             return
         length_s = end_s - times_s[0]
-        self._in_file = (count, count / length_s)
+        self._in_file = (count, float(count / length_s))
         self.fps = float(min(120.0, 1 / max(np.percentile(np.diff(since), 10), 1e-3)))
         self.num_frames = max(1, round(length_s * self.fps))
         instants = np.arange(self.num_frames) / self.fps + 1e-4

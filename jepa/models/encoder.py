@@ -131,6 +131,9 @@ class Encoder(ClipEncoder):
         """
         if layers is not None and not layers:
             raise ValueError("layers is empty; leave it out for the last block's output, or name at least one block")
+        if clip.dim() != 5 or not clip.is_floating_point():
+            given = f"{str(clip.dtype).removeprefix('torch.')} {list(clip.shape)}"
+            raise ValueError(f"clip must be float [B, C, T, H, W] (an image has T = 1), not {given}")
         grid = self.grid_of(clip.shape)
         x, rope = self._embed(clip, context_ids, grid)
         wanted = [self.depth - 1] if layers is None else [self.layer_number(layer) for layer in layers]

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from jepa.config import ConfigError, suggest
+from jepa.config import ConfigError
 from jepa.tensorfiles import CheckpointError
 
 Weights = Literal["target_encoder", "encoder", "ema_encoder"]
@@ -139,5 +139,5 @@ def check_family(entries: Any, family: str, path: str | Path) -> Mapping[str, An
         listed = ", ".join(str(k) for k in list(entries)[:8])
         raise CheckpointError(f"{path} is no checkpoint of the published JEPA layouts (its entries: {listed})")
     if looks != family and not {looks, family} <= alike:
-        raise CheckpointError(f"{path} looks like a {looks} checkpoint, not {family}{suggest(looks, [family])}")
+        raise CheckpointError(f"{path} looks like a {looks} checkpoint, not {family}: say family={looks!r}")
     return entries

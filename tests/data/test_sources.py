@@ -134,6 +134,8 @@ def test_wrong_sources_are_named_with_the_reason(tmp_path):
     assert "must hold uint8 clips" in message("float.npy")
     (tmp_path / "spans.csv").write_text("path,start_s,end_s\nspans.csv,soon,later\n")
     assert "row 1: start_s and end_s must be numbers" in message("spans.csv")
+    (tmp_path / "spans.csv").write_text("path,start_s,end_s\nspans.csv,0,1\nspans.csv,2,1\n")
+    assert "row 2: start_s and end_s must be numbers of seconds, start_s not the larger one" in message("spans.csv")
 
 
 def test_config_is_checked():

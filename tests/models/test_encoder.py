@@ -85,6 +85,13 @@ def test_shapes_of_images_and_other_sizes() -> None:
     assert encoder(image, random_ids(2, 3, 16)).shape == (2, 3, 48)
 
 
+@pytest.mark.parametrize("wrong", [torch.rand(2, 3, 16, 16), torch.zeros(1, 3, 4, 16, 16, dtype=torch.uint8)])
+def test_what_is_no_clip_is_named(wrong: Tensor) -> None:
+    given = rf"{str(wrong.dtype).removeprefix('torch.')} \[{wrong.shape[0]}, 3,"
+    with pytest.raises(ValueError, match=rf"clip must be float \[B, C, T, H, W\] \(an image has T = 1\), not {given}"):
+        build()(wrong)
+
+
 def test_image_encoder() -> None:
     clip = ClipConfig(num_frames=1, crop_size=16)
     encoder = Encoder(dataclasses.replace(CONFIG, tubelet_size=1, position="sincos"), clip)

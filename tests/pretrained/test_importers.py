@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +255,7 @@ def test_another_family_is_named(family: str, asked: str) -> None:
     if family == asked:
         assert load_pretrained(OWN / family / "checkpoint.pt", **keys).family == family
     else:
-        with pytest.raises(CheckpointError, match=f"looks like a {family} checkpoint|does not fit the configured"):
+        with pytest.raises(CheckpointError, match=f"say family='{family}'|does not fit the configured"):
             load_pretrained(OWN / family / "checkpoint.pt", **keys)
 
 
@@ -296,6 +298,16 @@ def test_unusable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         load_pretrained(path, **keys)
     torch.save({"target_encoder": RunsCode()}, path)
     with pytest.raises(CheckpointError, match=r"weights.pt is refused: .* would run"):
+        load_pretrained(path, **keys)
+    for code in (os.getcwd, json.loads):  # of a module that torch blocks by name, and of one that it does not know
+        torch.save({"target_encoder": code}, path)
+        with pytest.raises(CheckpointError, match=r"weights.pt is refused"):
+            load_pretrained(path, **keys)
+    path.write_bytes(pickle.dumps({"target_encoder": RunsCode()}))  # not by torch.save, of another protocol
+    with pytest.raises(CheckpointError, match=r"weights.pt is refused"):
+        load_pretrained(path, **keys)
+    path.write_text("<html>404</html>")
+    with pytest.raises(CheckpointError, match=r"weights.pt is damaged"):
         load_pretrained(path, **keys)
     assert not (tmp_path / "pickled-code-ran").exists()
     torch.save({"weights": torch.zeros(1)}, path)
