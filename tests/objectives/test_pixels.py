@@ -14,6 +14,7 @@ from support import error_of, tiny_settings
 
 import jepa
 from app.cli import main
+from evals.sections import describe_objective
 from jepa.checkpoint import load_checkpoint, load_encoder
 from jepa.config import ConfigError, from_dict, merge, to_dict
 from jepa.export.source import load_source
@@ -272,6 +273,7 @@ def test_jepa_eval_probes_it(run: Path, tmp_path: Path) -> None:
     arguments = ["eval", str(run), "--train", str(train), "--test", str(test), "--probe", "knn"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert "trained" in json.dumps(results)
-    page = next((tmp_path / "out").glob("*.html"), None)
-    assert page is None or "pixels of hidden tubelets" in page.read_text()
+    assert [row["accuracy"] for row in results["rows"] if row["encoder"] == "trained"] == [1.0]
+    assert (results["step"], results["checkpoint"]) == (40, "step_00000040.pt")
+    words = describe_objective(load_checkpoint(run)["config"]["objective"])
+    assert "predicts the pixels of hidden tubelets (each channel of a tubelet normalised by itself)" in words
