@@ -23,7 +23,8 @@ def read_epic100(root: Path, split: str, config: DatasetConfig) -> Listing:
     training = find_file(root, "EPIC_100_train.csv", folders=_FOLDERS)
     path = find_file(root, f"EPIC_100_{split}.csv", folders=_FOLDERS)
     verb_file = find_file(root, "EPIC_100_verb_classes.csv", folders=_FOLDERS)
-    noun_file = find_file(root, "EPIC_100_noun_classes_v2.csv", "EPIC_100_noun_classes.csv", folders=_FOLDERS)
+    # ..._v2.csv adds five classes of VISOR, which no action has
+    noun_file = find_file(root, "EPIC_100_noun_classes.csv", folders=_FOLDERS)
     verbs, nouns = _vocabulary(verb_file), _vocabulary(noun_file)
     rows = read_table(path, *_COLUMNS)
     verb = label_ids([row[4] for row in rows], list(verbs), path, verb_file.name)

@@ -24,7 +24,7 @@ def row(video: str, start: str, stop: str, verb: int, noun: int) -> str:
 @pytest.fixture
 def epic(layout):
     layout.text("EPIC_100_verb_classes.csv", "id,key,instances,category", "0,take,\"['a', 'b']\",x", "1,put,['c'],x")
-    layout.text("EPIC_100_noun_classes_v2.csv", '"id","key"', '0,"tap"', '1,"spoon"', '2,"bowl:washing"')
+    layout.text("EPIC_100_noun_classes.csv", '"id","key"', '0,"tap"', '1,"spoon"', '2,"bowl:washing"')
     layout.text(
         "EPIC_100_train.csv", HEADER,
         row("P01_01", "00:00:00.50", "00:00:01.00", 1, 0),
