@@ -32,6 +32,8 @@ def load(name_or_path: str | Path, weights: str = "target_encoder") -> ClipEncod
     if not os.path.exists(text):
         return _load_published(text, weights)
     if os.path.isfile(os.path.join(text, "config.json")):
+        if weights != "target_encoder":
+            raise CheckpointError(f"{text} holds one encoder, as it was exported: weights={weights!r} cannot be chosen")
         encoder = load_pretrained(text, "transformers").encoder
         assert encoder is not None, "every folder of this layout has one"
         return encoder

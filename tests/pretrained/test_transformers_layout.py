@@ -245,3 +245,9 @@ def test_preprocessing_that_is_not_known_is_named(folder: Path, values: dict[str
     (folder / "preprocessor_config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=words):
         jepa.load(folder)
+
+
+def test_a_folder_holds_one_encoder(folder: Path) -> None:
+    assert jepa.load(folder).embed_dim == 24
+    with pytest.raises(CheckpointError, match=r"holds one encoder.*weights='encoder' cannot"):
+        jepa.load(folder, weights="encoder")
