@@ -78,11 +78,13 @@ class CollapseMonitor:
 
     def warnings(self, history: Sequence[Mapping[str, float]], pixels: bool = False) -> list[str]:
         """What looks like collapse in the measurements so far (oldest first), and which setting to turn; with
-        ``pixels`` those of an objective without target encoder and regularizer."""
+        ``pixels`` those of an objective without target encoder and regularizer. There likeness alone is no warning: a
+        vector common to all clips costs a loss on pixels nothing."""
         if not history:
             return []
         found = [(rule(history[0], history[-1], len(history)), *turns) for rule, *turns in _RULES]
-        return [f"{text}; {of_pixels if pixels else of_latents}" for text, of_latents, of_pixels in found if text]
+        named = [(text, of_pixels if pixels else of_latents) for text, of_latents, of_pixels in found]
+        return [f"{text}; {turn}" for text, turn in named if text and turn]
 
 
 def encode_in_chunks(encoder: Encoder, clip: Tensor) -> Tensor:
@@ -200,13 +202,12 @@ def _skill(first: Mapping[str, float], last: Mapping[str, float], count: int) ->
 
 
 _CALMER = "lower optim.lr.peak or lengthen its warm-up (pixels have no target encoder and no regularizer to turn)"
-_RULES: tuple[tuple[Rule, str, str], ...] = (  # a rule, what to turn for latents, what for pixels
+_RULES: tuple[tuple[Rule, str, str | None], ...] = (  # a rule, what to turn for latents, what for pixels
     (_spread, "add objective.regularizer {kind: variance_covariance} or raise its weight, raise objective.momentum, or "
      "lower optim.lr.peak; without a regularizer a dip in the first one or two thousand steps can recover by itself",
      _CALMER),
     (_rank, "raise objective.regularizer.covariance_weight (or add that regularizer), or lower optim.lr.peak", _CALMER),
-    (_likeness, "add objective.regularizer {kind: variance_covariance} with pooled above 0, or raise its weight",
-     _CALMER),
+    (_likeness, "add objective.regularizer {kind: variance_covariance} with pooled above 0, or raise its weight", None),
     (_skill, "raise optim.lr.peak or objective.predictor.depth, or lower objective.momentum so that targets move on",
      "raise optim.lr.peak or objective.decoder.depth, or hide fewer places"),
 )  # fmt: skip
