@@ -163,6 +163,15 @@ def label_ids(names: Sequence[str], known: Sequence[str], path: Path, vocabulary
     return [ids[name] for name in names]
 
 
+def in_order(numbered: Sequence[tuple[str, str]], path: Path) -> tuple[str, ...]:
+    """Pairs of a number (as text) and a name to the names in the order of numbers. Raises ``ConfigError`` unless the
+    numbers are 0, 1, ..."""
+    names = dict(numbered)
+    if sorted(names) != sorted(str(i) for i in range(len(numbered))):
+        raise ConfigError(f"{path} must number its {len(numbered)} classes from 0 to {len(numbered) - 1}")
+    return tuple(names[str(i)] for i in range(len(numbered)))
+
+
 def unique_names(names: Sequence[str], keys: Sequence[Any]) -> tuple[str, ...]:
     """Class names for tables: one that occurs twice gets its key behind it (ImageNet has two kinds of crane)."""
     count = Counter(names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from evals.datasets.base import ANNOTATION_FOLDERS, DatasetConfig, Listing, find_file, label_ids, read_table
+from evals.datasets.base import ANNOTATION_FOLDERS, DatasetConfig, Listing, find_file, in_order, label_ids, read_table
 from jepa.config import ConfigError
 
 log = logging.getLogger("jepa")
@@ -25,25 +25,19 @@ def read_epic100(root: Path, split: str, config: DatasetConfig) -> Listing:
     verb_file = find_file(root, "EPIC_100_verb_classes.csv", folders=_FOLDERS)
     # ..._v2.csv adds five classes of VISOR, which no action has
     noun_file = find_file(root, "EPIC_100_noun_classes.csv", folders=_FOLDERS)
-    verbs, nouns = _vocabulary(verb_file), _vocabulary(noun_file)
+    verbs, nouns = _classes(verb_file), _classes(noun_file)
+    verb_ids, noun_ids = [str(i) for i in range(len(verbs))], [str(i) for i in range(len(nouns))]
     rows = read_table(path, *_COLUMNS)
-    verb = label_ids([row[4] for row in rows], list(verbs), path, verb_file.name)
-    noun = label_ids([row[5] for row in rows], list(nouns), path, noun_file.name)
+    verb = label_ids([row[4] for row in rows], verb_ids, path, verb_file.name)
+    noun = label_ids([row[5] for row in rows], noun_ids, path, noun_file.name)
     seen = read_table(training, "verb_class", "noun_class")
-    pairs = sorted(
-        set(
-            zip(
-                label_ids([v for v, _ in seen], list(verbs), training, verb_file.name),
-                label_ids([n for _, n in seen], list(nouns), training, noun_file.name),
-                strict=True,
-            )
-        )
-    )
+    seen_verbs = label_ids([v for v, _ in seen], verb_ids, training, verb_file.name)
+    seen_nouns = label_ids([n for _, n in seen], noun_ids, training, noun_file.name)
+    pairs = sorted(set(zip(seen_verbs, seen_nouns, strict=True)))
     ids = {pair: i for i, pair in enumerate(pairs)}
     action = [ids.get(pair, -1) for pair in zip(verb, noun, strict=True)]
     if -1 in action:
         log.warning("%s: %d of %d actions are not in the training set", path.name, action.count(-1), len(action))
-    verb_names, noun_names = tuple(verbs.values()), tuple(nouns.values())
     spans = [_span(row[2], row[3], path, number) for number, row in enumerate(rows, 1)]
     if config.anticipation_s is not None:
         spans = _before(spans, config.anticipation_s, path)
@@ -53,21 +47,17 @@ def read_epic100(root: Path, split: str, config: DatasetConfig) -> Listing:
         paths=[where[row[1]] for row in rows],
         labels={"verb": verb, "noun": noun, "action": action},
         class_names={
-            "verb": verb_names,
-            "noun": noun_names,
-            "action": tuple(f"{verb_names[v]} {noun_names[n]}" for v, n in pairs),
+            "verb": verbs,
+            "noun": nouns,
+            "action": tuple(f"{verbs[v]} {nouns[n]}" for v, n in pairs),
         },
         spans=spans,
         span="inside" if config.anticipation_s is None else "ending",
     )
 
 
-def _vocabulary(path: Path) -> dict[str, str]:
-    """Number (as text) to name, in the order of numbers 0, 1, ..."""
-    names = dict(read_table(path, "id", "key"))
-    if sorted(names) != sorted(str(i) for i in range(len(names))):
-        raise ConfigError(f"{path} must number its {len(names)} classes from 0 to {len(names) - 1}")
-    return {str(i): names[str(i)] for i in range(len(names))}
+def _classes(path: Path) -> tuple[str, ...]:
+    return in_order([(number, name) for number, name in read_table(path, "id", "key")], path)
 
 
 def _seconds(stamp: str) -> float:

@@ -10,11 +10,11 @@ from evals.datasets.base import (
     entries,
     find_file,
     find_folder,
+    in_order,
     index_videos,
     label_ids,
     read_json,
 )
-from jepa.config import ConfigError
 
 
 def read_ssv2(root: Path, split: str, config: DatasetConfig) -> Listing:
@@ -25,7 +25,7 @@ def read_ssv2(root: Path, split: str, config: DatasetConfig) -> Listing:
     """
     vocabulary = find_file(root, "something-something-v2-labels.json", "labels.json")
     path = find_file(root, f"something-something-v2-{split}.json", f"{split}.json")
-    names = _in_order(read_json(vocabulary, dict), vocabulary)
+    names = in_order([(str(number), name) for name, number in read_json(vocabulary, dict).items()], vocabulary)
     rows = entries(path, read_json(path, list), "id", "template")
     videos = index_videos(find_folder(root, "20bn-something-something-v2", "videos"))
     templates = [str(template).replace("[", "").replace("]", "") for _, template in rows]
@@ -35,10 +35,3 @@ def read_ssv2(root: Path, split: str, config: DatasetConfig) -> Listing:
         labels={"label": label_ids(templates, names, path, vocabulary.name)},
         class_names={"label": names},
     )
-
-
-def _in_order(numbers: dict[str, object], path: Path) -> tuple[str, ...]:
-    by_number = {str(number): name for name, number in numbers.items()}
-    if sorted(by_number) != sorted(str(i) for i in range(len(numbers))):
-        raise ConfigError(f"{path} must number its {len(numbers)} classes from 0 to {len(numbers) - 1}")
-    return tuple(by_number[str(i)] for i in range(len(numbers)))
