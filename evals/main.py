@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # torch is imported only once a command runs
     from evals.datasets import DatasetConfig
     from evals.settings import EvalConfig, Row
+    from evals.watching import Watching
 
 PROBES = ("linear", "attentive", "knn", "logistic")
 
@@ -55,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--cache-gb", type=float, default=4.0, help="features kept on disk; 0: none")
+    physics = parser.add_argument_group("task physics", "pairs of --dataset, of a --test PAIRS.csv, or built-in ones")
+    physics.add_argument("--pairs", type=int, default=100, help="built-in pairs for each condition (default: 100)")
+    physics.add_argument("--context-frames", metavar="A,B", default="2,4,6,8,10", help="how many of 16 frames are seen")
+    physics.add_argument("--window-frames", type=int, help="length of the windows (default: the model's clip)")
+    physics.add_argument("--clip-fps", type=float, help="frames per second of the windows (default: the model's)")
+    physics.add_argument("--mask-token", type=int, default=0, help="which of the predictor's (default: 0)")
+    physics.add_argument("--measure", choices=("l1", "smooth_l1", "cosine"), default="l1", help="of surprise")
     parser.add_argument(
         "--out", metavar="FOLDER",
         help="where results go, and the features of a model without a run (default: RUN/evals/TASK-PROBE; without a "
@@ -107,6 +115,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
         ),
         cells=cells, segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size,
         workers=args.workers, device=args.device, precision=args.precision, cache_gb=args.cache_gb, out=args.out,
+        watching=_watching(args),
     )  # fmt: skip
 
 
@@ -129,6 +138,19 @@ def _dataset(args: argparse.Namespace) -> DatasetConfig | None:
         name=args.dataset, root=args.data, splits=(splits[0], splits[1]) if splits else None,
         anticipation_s=args.anticipation_s, max_missing=args.max_missing,
     )  # fmt: skip
+
+
+def _watching(args: argparse.Namespace) -> Watching:
+    from evals.watching import Watching
+    from jepa.config import ConfigError
+
+    contexts = _split(args.context_frames)
+    if not all(word.isdecimal() for word in contexts):
+        raise ConfigError(f"--context-frames needs whole numbers A,B, not {args.context_frames!r}")
+    return Watching(
+        context_frames=tuple(int(word) for word in contexts), num_frames=args.window_frames, clip_fps=args.clip_fps,
+        mask_token=args.mask_token, measure=args.measure, batch_size=args.batch_size, pairs=args.pairs,
+    )
 
 
 def _three(option: str, text: str) -> tuple[int, int, int]:
@@ -163,7 +185,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     results: dict[str, Any] = {
         "task": config.task,
         "rows": [row._asdict() for row in result.rows],
-        "table": table(result.rows),
+        "table": result.table or table(result.rows),
         "seconds": {**result.seconds, "total": time.perf_counter() - began},
         "config": to_dict(config),
         "code_version": code_version(),
@@ -174,6 +196,8 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         (folder / "results.md").write_text(results["table"] + "\n")
+        for name, content in result.files.items():
+            (folder / name).write_bytes(content)
     except OSError as error:
         raise ConfigError(f"results cannot be written to {folder}: {error.strerror or error}; choose --out") from None
     return results

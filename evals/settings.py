@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
+from evals.watching import Watching
 from jepa.data.sources import SourceConfig
 
 BASELINES = ("random", "pixels")
+UNPROBED = ("physics",)  # tasks that fit no probe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +32,8 @@ class EvalConfig:
     ``cache_gb``: so much of the features is kept in the run directory, that another probe need not encode again
     (0: nothing; tokens, which only attentive probes want, are what takes room). ``out``: folder for the results, and
     for the features of a model without a run (``None``: see ``evals.subjects.home``).
+    ``watching``: how the task "physics" watches videos; its pairs come from ``dataset``, ``test``, or the built-in
+    world.
     """
 
     run: str
@@ -51,6 +56,7 @@ class EvalConfig:
     precision: str = "auto"
     cache_gb: float = 4.0
     out: str | None = None
+    watching: Watching = field(default_factory=Watching)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.baselines) - set(BASELINES))
@@ -91,8 +97,11 @@ class Row(NamedTuple):
 
 
 class TaskResult(NamedTuple):
-    """``rows`` of the table, ``seconds`` per stage, and ``facts`` (plain data) about encoder, clips and data."""
+    """``rows`` of the table, ``seconds`` per stage, and ``facts`` (plain data) about encoder, clips and data.
+    ``table``: the rows as Markdown, where they are no accuracies of probes. ``files``: more to write, by name."""
 
-    rows: list[Row]
+    rows: Sequence[Any]
     seconds: dict[str, float]
     facts: dict[str, Any]
+    table: str | None = None
+    files: Mapping[str, bytes] = {}

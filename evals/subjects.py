@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.settings import BASELINES, EvalConfig
+from evals.settings import BASELINES, UNPROBED, EvalConfig
 from jepa.checkpoint import CheckpointError, find_checkpoint, latest_checkpoint, load_checkpoint
 from jepa.config import ConfigError, to_dict
 from jepa.load import load
@@ -60,9 +60,9 @@ def home(config: EvalConfig) -> Path:
 
 
 def results_folder(config: EvalConfig) -> Path:
-    """``config.out``, or ``evals/TASK-PROBES`` at home."""
-    kinds = "-".join(dict.fromkeys(probe.kind for probe in config.probes))
-    return Path(config.out) if config.out is not None else home(config) / "evals" / f"{config.task}-{kinds}"
+    """``config.out``, or at home ``evals/TASK-PROBES`` (``evals/TASK`` for a task without probes)."""
+    kinds = dict.fromkeys(probe.kind for probe in config.probes if config.task not in UNPROBED)
+    return Path(config.out) if config.out is not None else home(config) / "evals" / "-".join((config.task, *kinds))
 
 
 def facts(subject: Subject, fingerprint: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evals.settings import EvalConfig, TaskResult
+from evals.tasks.physics import judge_physics
 from evals.tasks.video import classify_videos
 
-TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {"video": classify_videos}
+TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {"video": classify_videos, "physics": judge_physics}
