@@ -56,6 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--cache-gb", type=float, default=4.0, help="features kept on disk; 0: none")
+    parser.add_argument(
+        "--set", metavar="TASK.KEY=VALUE", action="append", default=[],
+        help="a setting of the tasks retrieval, tracking, dense (docs/evaluation.md lists them); may be given again",
+    )  # fmt: skip
     physics = parser.add_argument_group("task physics", "pairs of --dataset, of a --test PAIRS.csv, or built-in ones")
     physics.add_argument("--pairs", type=int, default=100, help="built-in pairs for each condition (default: 100)")
     physics.add_argument("--context-frames", metavar="A,B", default="2,4,6,8,10", help="how many of 16 frames are seen")
@@ -115,7 +119,7 @@ def config_from(args: argparse.Namespace) -> EvalConfig:
         ),
         cells=cells, segments=args.segments, train_limit=args.train_limit, batch_size=args.batch_size,
         workers=args.workers, device=args.device, precision=args.precision, cache_gb=args.cache_gb, out=args.out,
-        watching=_watching(args),
+        watching=_watching(args), **_task_configs(args.set),
     )  # fmt: skip
 
 
@@ -151,6 +155,18 @@ def _watching(args: argparse.Namespace) -> Watching:
         context_frames=tuple(int(word) for word in contexts), num_frames=args.window_frames, clip_fps=args.clip_fps,
         mask_token=args.mask_token, measure=args.measure, batch_size=args.batch_size, pairs=args.pairs,
     )
+
+
+def _task_configs(overrides: Sequence[str]) -> dict[str, Any]:
+    from evals.task_configs import DenseConfig, RetrievalConfig, TrackingConfig
+    from jepa.config import ConfigError, apply_overrides, from_dict, suggest
+
+    kinds = {"retrieval": RetrievalConfig, "tracking": TrackingConfig, "dense": DenseConfig}
+    given = apply_overrides({}, overrides)
+    for name in given:
+        if name not in kinds:
+            raise ConfigError(f"--set {name}: no task with such settings{suggest(name, kinds)}")
+    return {name: from_dict(kind, given.get(name, {}), name) for name, kind in kinds.items()}
 
 
 def _three(option: str, text: str) -> tuple[int, int, int]:

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 
 from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
+from evals.task_configs import DenseConfig, RetrievalConfig, TrackingConfig
 from evals.watching import Watching
 from jepa.data.sources import SourceConfig
 
 BASELINES = ("random", "pixels")
-UNPROBED = ("physics",)  # tasks that fit no probe
+UNPROBED = ("physics", "retrieval", "tracking")  # tasks that fit no probe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,7 @@ class EvalConfig:
     for the features of a model without a run (``None``: see ``evals.subjects.home``).
     ``watching``: how the task "physics" watches videos; its pairs come from ``dataset``, ``test``, or the built-in
     world.
+    ``retrieval``, ``tracking``, ``dense``: settings of the tasks of these names.
     """
 
     run: str
@@ -57,6 +59,9 @@ class EvalConfig:
     cache_gb: float = 4.0
     out: str | None = None
     watching: Watching = field(default_factory=Watching)
+    retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.baselines) - set(BASELINES))
