@@ -334,6 +334,20 @@ def test_an_irregular_frame_rate_is_read_by_workers(model: Encoder, folder: Path
     assert about["fps"] == pytest.approx(6 / 2.0, abs=0.1)
 
 
+def test_an_error_beside_workers_ends_the_process(folder: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_streaming import build_model, encode_files
+model = build_model()
+model.forward = lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("out of order"))
+encode_files([{str(folder / "1.mp4")!r}] * 8, {str(tmp_path / "f.parquet")!r}, model, batch_size=1, overlap=0.5, workers=2)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "ValueError: out of order" in done.stderr
+
+
 def test_nothing_decodable_and_bad_names(model: Encoder, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no input can be decoded; the first: .*2.mp4"):
         encode_files(folder / "2.mp4", tmp_path / "f.parquet", model)

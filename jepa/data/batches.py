@@ -56,6 +56,12 @@ def leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def leave_interrupts_to_parent(worker: int) -> None:
+    """Ctrl-C is the parent's to handle; a SIGTERM ends the worker, as Python sends one to those that outlive an error
+    in the parent, and would wait for ever for a worker that ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class _Items(Dataset[tuple[list[RawClip], Failure | None]]):
     """Item over all sources -> its clips, or why there are none."""
 
@@ -128,7 +134,7 @@ def read_ahead(
         iter(
             DataLoader(
                 _Share(tasks[worker::workers], read), batch_size=None, num_workers=1, prefetch_factor=ahead,
-                worker_init_fn=leave_signals_to_parent,
+                worker_init_fn=leave_interrupts_to_parent,
             )
         )
         for worker in range(workers)
