@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     """Run one ``jepa eval`` command line. Raises ``ValueError`` for the user's mistakes."""
     config = config_from(args)
     results = evaluate(config)
-    print(results["table"])
+    print("\n\n".join(part for part in (results["table"], results["notes"]) if part))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,17 +202,21 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
         "task": config.task,
         "rows": [row._asdict() for row in result.rows],
         "table": result.table or table(result.rows),
+        "notes": result.notes,
         "seconds": {**result.seconds, "total": time.perf_counter() - began},
         "config": to_dict(config),
         "code_version": code_version(),
         **result.facts,
     }
+    files = dict(result.files)
+    if result.report is not None:
+        files["report.html"] = result.report(results).encode()
     folder = results_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        (folder / "results.md").write_text(results["table"] + "\n")
-        for name, content in result.files.items():
+        (folder / "results.md").write_text("\n\n".join((results["table"], results["notes"])).strip() + "\n")
+        for name, content in files.items():
             (folder / name).write_bytes(content)
     except OSError as error:
         raise ConfigError(f"results cannot be written to {folder}: {error.strerror or error}; choose --out") from None
@@ -220,7 +224,9 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line per probe and label, a column per encoder, accuracies in per cent with standard errors."""
+    """Markdown: a line per probe and label, a column per encoder, accuracies in per cent with errors and intervals."""
+    from evals.sections import score_words
+
     encoders = list(dict.fromkeys(row.encoder for row in rows))
     head = ["probe", "label", *encoders, "chance", "classes", "train clips", "test clips"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -229,7 +235,7 @@ def table(rows: Sequence[Row]) -> str:
         groups.setdefault((row.probe, row.label), {})[row.encoder] = row
     for (probe, label), by_encoder in groups.items():
         any_row = next(iter(by_encoder.values()))
-        scores = [f"{100 * r.accuracy:.1f} ± {100 * r.error:.1f}" for r in (by_encoder[name] for name in encoders)]
+        scores = [score_words(by_encoder[name]._asdict()) for name in encoders]
         sizes = [f"{100 * any_row.chance:.1f}", any_row.num_classes, any_row.num_train, any_row.num_test]
         lines.append("| " + " | ".join(str(cell) for cell in [probe, label, *scores, *sizes]) + " |")
     return "\n".join(lines)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -23,15 +25,49 @@ def chance(train_labels: Tensor, test_labels: Tensor) -> float:
     return (test_labels == torch.bincount(train_labels).argmax()).double().mean().item()
 
 
+def resampled_means(values: Tensor, samples: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+    """Means of ``samples`` draws of K from ``values`` ``[K]`` with replacement: the bootstrap.
+
+    The draws depend on K and ``seed`` alone, so that two calls over the same clips are paired.
+    Source: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 6.
+    """
+    rng, numbers = np.random.default_rng(seed), values.double().cpu().numpy()
+    return np.array([numbers[rng.integers(len(numbers), size=len(numbers))].mean() for _ in range(samples)])
+
+
+def bootstrap_interval(values: Tensor, samples: int = 2000, seed: int = 0, level: float = 0.95) -> list[float]:
+    """Percentile interval ``[low, high]`` of the mean of ``values`` ``[K]`` over redrawn clips (chapter 13)."""
+    tail = (1 - level) / 2
+    return [float(bound) for bound in np.quantile(resampled_means(values, samples, seed), (tail, 1 - tail))]
+
+
+def mcnemar(first: Tensor, second: Tensor) -> tuple[int, int, float]:
+    """How many clips only the ``first`` gets right and only the ``second`` (bool ``[K]`` each), and the two-sided exact
+    p-value that both are as good: under that, each such clip is a fair coin.
+
+    Source: Q. McNemar, Psychometrika 12, 1947; exact binomial form.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    count, fewer = only_first + only_second, min(only_first, only_second)
+    term = below = 1  # whole numbers of any size: no rounding until the division
+    for k in range(fewer):
+        term = term * (count - k) // (k + 1)
+        below += term
+    return only_first, only_second, min(1.0, 2 * below / 2**count)
+
+
 def confusion(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 ``[C, C]``: row = true class, column = predicted class."""
-    return torch.bincount(labels * num_classes + predictions, minlength=num_classes**2).view(num_classes, num_classes)
+    """Counts int64 ``[C, C]``: row = true class, column = predicted class. Clips without a prediction (-1) are in no
+    column."""
+    known = predictions >= 0
+    cells = labels[known] * num_classes + predictions[known]
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> list[float | None]:
-    """Accuracy of every true class; ``None`` for a class without test clips."""
-    table = confusion(predictions, labels, num_classes)
-    return [(table[c, c] / n).item() if (n := int(table[c].sum())) else None for c in range(num_classes)]
+    """Accuracy of every true class; ``None`` for a class without test clips. No prediction (-1) is an error."""
+    right, total = (torch.bincount(y, minlength=num_classes) for y in (labels[predictions == labels], labels))
+    return [r / n if n else None for r, n in zip(right.tolist(), total.tolist(), strict=True)]
 
 
 def same_label_share(neighbours: Tensor, bank_labels: Tensor, labels: Tensor) -> float:

@@ -42,7 +42,15 @@ figcaption { font-size: 13px; margin-top: 5px; } .near td, .near th { padding: 5
 .near th { font-size: 13px; }
 .near img { width: 76px; border-radius: 6px; border: 3px solid transparent; margin: auto; }
 .near img.same { border-color: var(--good); } .near small { font-size: 11.5px; line-height: 1.25; display: block; }
-.near small b { color: var(--good); font-weight: 600; } details summary { cursor: pointer; color: var(--soft); }
+.near small b { color: var(--good); font-weight: 600; }
+h3 { font-size: 15px; margin: 0 0 6px; } .heat { width: auto; font-size: 13px; } .heat th { font-weight: 500; }
+.heat th.top { writing-mode: vertical-rl; transform: rotate(180deg); padding: 6px 2px; vertical-align: bottom;
+  text-align: left; max-height: 150px; } .heat tbody th { text-align: right; padding: 4px 10px 4px 0; }
+.heat td { min-width: 34px; padding: 5px 4px; text-align: center; border: 1px solid var(--card) !important;
+  border-radius: 4px; font-variant-numeric: tabular-nums; } .heat td.true { outline: 1px solid var(--soft);
+  outline-offset: -2px; } .none { display: grid; place-items: center; min-height: 104px; padding: 10px;
+  border-radius: 6px; background: var(--bar); color: var(--soft); font-size: 13px; }
+details summary { cursor: pointer; color: var(--soft); }
 """
 
 
@@ -93,6 +101,30 @@ def image(uri: str, alt: str, caption: str = "", pixel: bool = False, style: str
     style = f' style="{style}"' if style else ""
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     return f'<figure><img{kind}{style} src="{uri}" alt="{html.escape(alt)}">{below}</figure>'
+
+
+def no_image(why: str, caption: str) -> str:
+    """A figure in whose place only words stand."""
+    below = f"<figcaption>{html.escape(caption)}</figcaption>"
+    return f'<figure><div class="none">{html.escape(why)}</div>{below}</figure>'
+
+
+def heat(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A square table of counts; each cell is tinted by its share of the row, and the diagonal is framed."""
+    head = "".join(f'<th class="top">{html.escape(name)}</th>' for name in names)
+    lines = []
+    for i, row in enumerate(counts):
+        cells = (
+            f'<td{" class=true" if i == j else ""} style="background:color-mix(in srgb, var(--trained) '
+            f'{80 * count / max(1, sum(row)):.0f}%, transparent)">{count or ""}</td>'
+            for j, count in enumerate(row)
+        )
+        lines.append(f"<tr><th>{html.escape(names[i])}</th>{''.join(cells)}</tr>")
+    body = "".join(lines)
+    return (
+        f'<div class="scroll"><table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody>'
+        "</table></div>"
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], best: Sequence[int] = ()) -> str:

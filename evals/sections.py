@@ -92,7 +92,7 @@ def probe_section(results: Mapping[str, Any]) -> str:
     for (probe, label), rows in groups.items():
         values = [(r["encoder"], r["accuracy"], r["error"]) for r in rows]
         bars.append(page.bars(f"{label}, {probe} probe", values, rows[0]["chance"]))
-        scores = [f"{100 * r['accuracy']:.1f} ± {100 * r['error']:.1f}" for r in rows]
+        scores = [score_words(r) for r in rows]
         lines.append([
             probe, label, *scores, f"{100 * rows[0]['chance']:.1f}", rows[0]["num_classes"], rows[0]["num_train"],
             rows[0]["num_test"],
@@ -102,7 +102,8 @@ def probe_section(results: Mapping[str, Any]) -> str:
     head = ["probe", "label", *names, "chance", "classes", "train clips", "test clips"]
     explained = page.text(
         "Accuracy on test clips in per cent, ± one standard error of so many test clips (not the spread over "
-        "seeds: this is one run). The encoder is frozen; only the probe sees labels. `random` is the same "
+        "seeds: this is one run), and the 95 % bootstrap interval over test clips. The encoder is frozen; only the "
+        "probe sees labels. `random` is the same "
         "architecture with fresh weights, `pixels` has no encoder at all; what a probe finds there was not "
         "learned. Every probe standardises features with training statistics, its head is chosen on "
         f"{100 * results['config']['probes'][0]['holdout']:.0f} % of the training clips held out, fitted again on "
@@ -114,6 +115,17 @@ def probe_section(results: Mapping[str, Any]) -> str:
         page.card(f'<div class="bars">{"".join(bars)}</div>'),
         page.card(page.table(head, lines, best)),
     )
+
+
+def score_words(row: Mapping[str, Any]) -> str:
+    """An accuracy with its standard error and its bootstrap interval, in per cent."""
+    low, high = row["interval"]
+    return f"{100 * row['accuracy']:.1f} ± {100 * row['error']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def setting_words(setting: Mapping[str, float]) -> str:
+    """A head's setting, for tables."""
+    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
 
 
 def curve_section(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
@@ -235,7 +247,7 @@ def recipe_section(
     table = page.table(["stage", "time"], [[name, duration(value)] for name, value in times.items()])
     heads = []
     for row in results["rows"]:
-        setting = ", ".join(f"{name} {value:g}" for name, value in row["chosen"].items())
+        setting = setting_words(row["chosen"])
         heads.append([row["probe"], row["label"], row["encoder"], setting, f"{100 * row['held_out']:.1f}"])
     chosen = page.table(["probe", "label", "encoder", "chosen head", "held-out accuracy"], heads)
     return page.section(

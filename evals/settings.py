@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -83,30 +83,43 @@ class Row(NamedTuple):
     """One cell of the table: probe, label and encoder ("trained", "random", "pixels" or a model of ``against``),
     with the shares it scored.
 
-    ``chance``: always the commonest training class. ``error``: standard error of ``accuracy``. ``per_class``: accuracy
-    of every class by name. ``chosen``: the head's setting, chosen by ``held_out`` accuracy on training clips."""
+    ``chance``: always the commonest training class. ``error``: standard error of ``accuracy``, ``interval``: its 95 %
+    bootstrap interval over test clips. ``per_class``: accuracy of every class by name; ``confusion``: number of clips
+    by true class, then by predicted class. ``chosen``: the head's setting, chosen by ``held_out`` accuracy on training
+    clips; ``heads``: ``setting``, ``accuracy`` and ``loss`` there of every head of the grid. ``heads_on_test``: test
+    accuracies of the same heads and ``max_on_test`` the best of them, which some papers report; nothing is chosen by
+    them. ``num_undecodable`` of the ``num_test`` clips cannot be decoded, and count as errors everywhere."""
 
     probe: str
     label: str
     encoder: str
     accuracy: float
     error: float
+    interval: list[float]
     chance: float
     held_out: float
     chosen: dict[str, float]
+    heads: list[dict[str, Any]]
+    heads_on_test: list[float]
+    max_on_test: float
     per_class: dict[str, float | None]
+    confusion: dict[str, dict[str, int]]
     num_train: int
     num_test: int
+    num_undecodable: int
     num_classes: int
     seconds: float
 
 
 class TaskResult(NamedTuple):
     """``rows`` of the table, ``seconds`` per stage, and ``facts`` (plain data) about encoder, clips and data.
-    ``table``: the rows as Markdown, where they are no accuracies of probes. ``files``: more to write, by name."""
+    ``table``: the rows as Markdown, where they are no accuracies of probes. ``files``: more to write, by name.
+    ``notes``: Markdown below the table. ``report``: draws report.html from what results.json holds."""
 
     rows: Sequence[Any]
     seconds: dict[str, float]
     facts: dict[str, Any]
     table: str | None = None
     files: Mapping[str, bytes] = {}
+    notes: str = ""
+    report: Callable[[Mapping[str, Any]], str] | None = None

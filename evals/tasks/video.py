@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 
 import torch
 from torch import Tensor
 
-from evals import metrics
+from evals import eval_page, metrics
 from evals.harness import (
     EncoderRepresentation,
     FeatureOptions,
@@ -19,8 +20,9 @@ from evals.harness import (
     encoder_hash,
 )
 from evals.labelled import Labelled, choose_sources, open_labelled
+from evals.outcome import PREDICTIONS, Outcome, judge, notes, pack, undecodable, versions
 from evals.probes import ProbeConfig, fit_probe
-from evals.settings import EvalConfig, Row, TaskResult
+from evals.settings import EvalConfig, TaskResult
 from evals.subjects import facts, home, open_subjects
 from jepa.config import ConfigError, to_dict
 from jepa.distributed import Run, choose_device, choose_precision
@@ -52,13 +54,17 @@ def classify_videos(config: EvalConfig) -> TaskResult:
     }
     seconds = {"features": time.perf_counter() - began}
     began = time.perf_counter()
-    rows = [
+    outcomes = [
         probe_one(probe, label, name, train, test, features["train"][name], features["test"][name], config, run)
         for probe in config.probes
         for label in train.labels
         for name in features["train"]
     ]
     seconds["probes"] = time.perf_counter() - began
+    rows, clips = [outcome.row for outcome in outcomes], {r.name: r.clip for r in representations}
+    lists = {
+        split: undecodable(side, features[split], clips) for split, side in (("train", train), ("test", test))
+    }
     models = {subject.name: facts(subject, encoder_hash(subject.encoder)) for subject in subjects}
     about = {
         **models[subjects[0].name],
@@ -66,10 +72,15 @@ def classify_videos(config: EvalConfig) -> TaskResult:
         "train": to_dict(train_config),
         "test": to_dict(test_config),
         "classes": {label: list(names) for label, names in train.class_names.items()},
+        "undecodable": lists,
+        "missing": {"train": list(train.missing), "test": list(test.missing)},
         "device": str(place),
         "precision": run.precision,
+        "versions": versions(),
     }
-    return TaskResult(rows, seconds, about)
+    report = functools.partial(eval_page.draw, outcomes=outcomes, test=test, clip=clip)
+    files = {PREDICTIONS: pack(test.source, outcomes)}
+    return TaskResult(rows, seconds, about, files=files, notes=notes(rows, lists), report=report)
 
 
 def check_grids(config: EvalConfig, representations: list[Representation]) -> None:
@@ -93,11 +104,12 @@ def check_grids(config: EvalConfig, representations: list[Representation]) -> No
 def probe_one(
     probe: ProbeConfig, label: str, name: str, train: Labelled, test: Labelled, train_set: FeatureSet,
     test_set: FeatureSet, config: EvalConfig, run: Run,
-) -> Row:  # fmt: skip
+) -> Outcome:  # fmt: skip
     """Fit one probe on one representation and one label."""
-    (x, y), (x_test, y_test) = (
-        _pairs(features, labelled.labels[label], probe) for features, labelled in ((train_set, train), (test_set, test))
-    )
+    x, items = _labelled(train_set, train.labels[label], probe)
+    y = train.labels[label][items]
+    x_test, items_test = _labelled(test_set, test.labels[label], probe)
+    y_test = test.labels[label][items_test]
     if config.train_limit is not None:
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(probe.seed))
         chosen = order[: config.train_limit].sort().values
@@ -106,19 +118,16 @@ def probe_one(
     result = fit_probe(
         probe, x.to(run.device), y.to(run.device), x_test.to(run.device), y_test, train_set.grid, max(len(names), 2)
     )
-    log.info("%s probe, %s, %s: %.3f +- %.3f (chance %.3f)", probe.kind, label, name, *result[1:4])
-    scores = metrics.class_accuracy(result.predictions, y_test, result.num_classes)
-    return Row(
-        probe=probe.kind, label=label, encoder=name, accuracy=result.accuracy, error=result.error, chance=result.chance,
-        held_out=max(head.accuracy for head in result.heads), chosen=result.chosen,
-        per_class=dict(zip(names, scores)), num_train=result.num_train, num_test=result.num_test,
-        num_classes=result.num_classes, seconds=result.seconds,
-    )  # fmt: skip
+    chance = metrics.chance(y.cpu(), test.labels[label][test.labels[label] >= 0])
+    outcome = judge(result, label, name, test.labels[label], items_test, names, chance)
+    row = outcome.row
+    log.info("%s probe, %s, %s: %.3f +- %.3f (chance %.3f)", *row[:5], row.chance)
+    return outcome
 
 
-def _pairs(features: FeatureSet, labels: Tensor, probe: ProbeConfig) -> tuple[Tensor, Tensor]:
-    """Features and labels of the labelled clips; tokens for an attentive probe, vectors for the others."""
+def _labelled(features: FeatureSet, labels: Tensor, probe: ProbeConfig) -> tuple[Tensor, Tensor]:
+    """Features of the labelled clips, and their items; tokens for an attentive probe, vectors for the others."""
     x = features.tokens if probe.kind == "attentive" else features.vectors
     assert x is not None
-    y = labels[features.items]
-    return (x, y) if (y >= 0).all() else (x[y >= 0], y[y >= 0])
+    keep = labels[features.items] >= 0
+    return (x, features.items) if keep.all() else (x[keep], features.items[keep])
