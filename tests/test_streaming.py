@@ -340,7 +340,8 @@ import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_streaming import build_model, encode_files
 model = build_model()
 model.forward = lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("out of order"))
-encode_files([{str(folder / "1.mp4")!r}] * 8, {str(tmp_path / "f.parquet")!r}, model, batch_size=1, overlap=0.5, workers=2)
+videos, out = [{str(folder / "1.mp4")!r}] * 8, {str(tmp_path / "f.parquet")!r}
+encode_files(videos, out, model, batch_size=1, overlap=0.5, workers=2)
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
