@@ -7,10 +7,12 @@ from collections.abc import Callable
 from evals.settings import EvalConfig, TaskResult
 from evals.tasks.physics import judge_physics
 from evals.tasks.retrieval import retrieve
+from evals.tasks.tracking import track
 from evals.tasks.video import classify_videos
 
 TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {
     "video": classify_videos,
     "physics": judge_physics,
     "retrieval": retrieve,
+    "tracking": track,
 }

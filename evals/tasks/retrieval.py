@@ -153,7 +153,7 @@ def class_rows(
             row = class_row(config, label, name, queries, gallery[name], own.numpy(), bank.numpy(), pair)
             rows.append(row)
         first = next(iter(found))
-        nothing = tuple(np.zeros((len(side[first].items), 1)) for side in (found, gallery))  # all ties
+        nothing = np.zeros((len(found[first].items), 1)), np.zeros((len(gallery[first].items), 1))  # all ties
         guess = class_row(config, label, LUCK, found[first], gallery[first], own.numpy(), bank.numpy(), nothing)
         rows.append(guess)
     return rows
@@ -161,7 +161,7 @@ def class_rows(
 
 def class_row(
     config: RetrievalConfig, label: str, name: str, queries: FeatureSet, gallery: FeatureSet, own: NDArray[np.int64],
-    bank: NDArray[np.int64], vectors: tuple[NDArray[np.float32], NDArray[np.float32]],
+    bank: NDArray[np.int64], vectors: tuple[NDArray[np.floating], NDArray[np.floating]],
 ) -> RetrievalRow:  # fmt: skip
     """One encoder and one label: ids of all clips of the test source (``own``) and of the gallery's source (``bank``),
     -1 for those that take no part."""
