@@ -19,6 +19,8 @@ LABELS = ("object", "motion")
 PROBES = ("linear", "attentive")
 POOL = {"linear": (1, 1, 1), "attentive": (1, 2, 2)}  # attentive probes see 2 x 2 patches averaged: 4 times cheaper
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+PAIRS = 10  # possible and impossible videos for each condition
+SHORT_PAIRS = 2
 SHORT = {"train_clips": 1200, "test_clips": 400, "steps": 400, "probes": ("linear",)}  # what CI can afford
 SHORT_MARGIN = 0.1  # by how much the short run's linear motion probe must beat the random encoder
 
@@ -55,17 +57,19 @@ def run(args: argparse.Namespace) -> None:
     if args.short:
         args.train_clips, args.test_clips = SHORT["train_clips"], SHORT["test_clips"]
         args.steps = args.steps or SHORT["steps"]
-    stages = Stages(("render", "pretrain", "probe", "report"))
+    stages = Stages(("render", "pretrain", "probe", "physics", "report"))
     folder = out / ("world" if args.train_clips == TRAIN_CLIPS else f"world-{args.train_clips}")
     world = stages.run("render", lambda: render_world(folder, args))
     config = training_config(args, out, world)
     stages.run("pretrain", lambda: pretrain(config))
     results = stages.run("probe", lambda: probe(config, world, SHORT["probes"] if args.short else PROBES, args.seed))
-    summary = summarise(config, results)
+    physics = stages.run("physics", lambda: judge(config, SHORT_PAIRS if args.short else PAIRS, args.seed))
+    summary = {**summarise(config, results), "physics": physics_scores(physics)}
     report = stages.run("report", lambda: draw(results, out, stages.seconds, args.short))
     summary["seconds"] = first_seconds(out / "summary.json", summary["steps"], stages.seconds)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{results['table']}\n\nsummary: {out / 'summary.json'}\nreport:  {report}  (open it in a browser)")
+    print(f"\n{results['table']}\n\n{physics['table']}")
+    print(f"\nsummary: {out / 'summary.json'}\nreport:  {report}  (open it in a browser)")
     if args.short:
         check_learned(summary)
 
@@ -117,6 +121,31 @@ def probe(config: TrainConfig, world: Path, probes: tuple[str, ...], seed: int) 
     )
 
 
+def judge(config: TrainConfig, pairs: int, seed: int) -> dict[str, Any]:
+    """Is the model more surprised by impossible videos than by possible ones, and than others are?"""
+    from evals.main import evaluate
+    from evals.settings import EvalConfig
+    from evals.watching import Watching
+
+    watching = Watching(pairs=pairs, batch_size=32, stride_tubelets=2)  # every other window: half the time
+    out = str(physics_folder(Path(config.run_dir)))
+    return evaluate(EvalConfig(run=config.run_dir, task="physics", random_seed=seed + 1, watching=watching, out=out))
+
+
+def physics_folder(run_dir: Path) -> Path:
+    """Where the results of the physics stage are, and its videos."""
+    return run_dir / "evals" / "physics"
+
+
+def physics_scores(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Accuracy over all pairs of every predictor, by the mean and by the largest surprise."""
+    scores: dict[str, dict[str, float]] = {}
+    for row in results["rows"]:
+        if row["condition"] == "all":
+            scores.setdefault(row["predictor"], {})[row["over"]] = round(row["accuracy"], 4)
+    return scores
+
+
 def summarise(config: TrainConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the run: ``summary[probe][label][encoder]`` accuracies, speed, steps and effective rank."""
     from jepa.logging import read_metrics
@@ -147,7 +176,11 @@ def draw(results: dict[str, Any], out: Path, seconds: dict[str, float], short: b
     from evals.report import ReportConfig, write_report
 
     command = "jepa demo --short" if short else "make demo"
-    return write_report(ReportConfig(results=results, out=out / "report.html", seconds=seconds, command=command))
+    return write_report(
+        ReportConfig(
+            results=results, out=out / "report.html", seconds=seconds, command=command, physics=physics_folder(out)
+        )
+    )
 
 
 def check_learned(summary: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from evals import page, sections
 from evals.harness import FeatureOptions, build_representations, compute_features
 from evals.labelled import open_labelled
 from evals.neighbours import agreement_table, find_neighbours, gallery
+from evals.physics_section import physics_section
 from evals.settings import EvalConfig
 from evals.subjects import TRAINED, home, open_subjects, run_state
 from jepa.config import ConfigError, from_dict
@@ -36,7 +37,8 @@ class ReportConfig:
 
     ``seconds``: timings of further stages, by name. ``command``: what a reader types to get the same. ``facts``: more
     for the head of the page (name: value as text). ``clips`` test clips are drawn as feature maps and ``queries`` as
-    nearest neighbours, at random with ``seed``: nothing is chosen by hand.
+    nearest neighbours, at random with ``seed``: nothing is chosen by hand. ``physics``: the folder with the results of
+    the task "physics", which then have their section.
     """
 
     results: dict[str, Any]
@@ -48,6 +50,7 @@ class ReportConfig:
     clips: int = 4
     queries: int = 6
     seed: int = 0
+    physics: Path | None = None
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -94,6 +97,7 @@ def write_report(config: ReportConfig) -> Path:
             ),
             page.card(agreement_table(neighbours, train, test)),
         ),
+        physics_section(config.physics),
         sections.recipe_section(recipe, {**config.seconds}, results, config.command),
     ]
     try:

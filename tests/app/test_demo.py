@@ -54,3 +54,14 @@ def test_the_short_run_fails_unless_it_learned() -> None:
     demo.check_learned({"linear": {"motion": {"trained": 0.71, "random": 0.6}}})
     with pytest.raises(ValueError, match=r"did not learn: linear motion probe 0\.690 trained, 0\.600 random"):
         demo.check_learned({"linear": {"motion": {"trained": 0.69, "random": 0.6}}})
+
+
+def test_physics_scores_are_those_over_all_pairs() -> None:
+    rows = [
+        {"predictor": name, "condition": condition, "over": over, "accuracy": share}
+        for name, condition, over, share in (
+            ("trained", "vanish", "mean", 1.0), ("trained", "all", "mean", 0.70004), ("trained", "all", "max", 0.5),
+            ("random", "all", "mean", 0.25),
+        )
+    ]  # fmt: skip
+    assert demo.physics_scores({"rows": rows}) == {"trained": {"mean": 0.7, "max": 0.5}, "random": {"mean": 0.25}}

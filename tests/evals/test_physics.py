@@ -20,6 +20,7 @@ from app.cli import main
 from evals.main import evaluate
 from evals.pairwise import auroc, binomial_interval, bootstrap_interval, pairs_right
 from evals.physics import LatentWatcher, Pair, PixelWatcher, read_pairs, untrained, watch
+from evals.physics_section import physics_section
 from evals.settings import EvalConfig
 from evals.sklearn_bridge import digit_images
 from evals.tasks.physics import by_context, score, table, world_for
@@ -230,6 +231,11 @@ def test_the_command_writes_results_and_twice_the_same(
                 if row["condition"] in (p["condition"], "all")]  # fmt: skip
         assert row["accuracy"] == pytest.approx(np.mean([(b > a) + 0.5 * (a == b) for a, b in part]))
         assert row["low"] <= row["accuracy"] <= row["high"]
+    section = physics_section(tmp_path / "a")
+    assert section.count("data:image/png;base64,") == 1
+    for row in outs[0]["rows"]:
+        assert f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" in section
+    assert physics_section(None) == ""
     # pixels: the two pairs of a vanishing scene cancel out in the mean, whatever is in them
     means = [row for row in outs[0]["rows"] if row["over"] == "mean" and row["condition"] == "vanish"]
     assert {row["predictor"]: row["accuracy"] for row in means}["pixels stay"] == 0.5
