@@ -52,7 +52,8 @@ class PhysicsConfig:
     def __post_init__(self) -> None:
         unknown = [name for name in self.conditions if name not in CONDITIONS]
         if unknown or not self.conditions:
-            raise ValueError(f"conditions: {unknown[:1] or 'none'} is unknown; known: {', '.join(CONDITIONS)}")
+            wrong = f"{unknown[0]!r} is unknown" if unknown else "at least one is needed"
+            raise ValueError(f"conditions: {wrong}; known: {', '.join(CONDITIONS)}")
         if self.pairs < 2 or self.pairs % 2:
             raise ValueError(f"pairs must be even and at least 2 (two come from each scene), not {self.pairs}")
         if self.num_frames < 8 or self.fps <= 0:

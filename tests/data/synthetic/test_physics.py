@@ -156,8 +156,8 @@ def test_written_pairs_are_lossless_listed_and_versioned(glyphs: Glyphs, tmp_pat
     ("settings", "message"),
     [
         ({"pairs": 3}, "pairs must be even and at least 2"),
-        ({"conditions": ("vanish", "melts")}, "melts"),
-        ({"conditions": ()}, "conditions"),
+        ({"conditions": ("vanish", "melts")}, "conditions: .melts. is unknown; known: vanish, teleport"),
+        ({"conditions": ()}, "at least one is needed"),
         ({"num_frames": 7}, "at least 8 frames"),
         ({"side": 33}, "side must be even"),
     ],
