@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pool", choices=("mean", "none", "attentive"), default="mean",
         help="one vector per row by the mean or by --probe, or all tokens (default: mean)",
     )  # fmt: skip
-    parser.add_argument("--probe", help="file of an attentive probe, for --pool attentive")
+    parser.add_argument("--probe", help="attentive probe for --pool attentive: a published name, or a file")
     parser.add_argument("--probe-config", help="JSON of its embed_dim, num_heads, ... (default: config.json beside it)")
     parser.add_argument("--layers", type=int, nargs="+", help="blocks to take tokens from (negative: from the last)")
     parser.add_argument("--segments", type=int, default=1, help="clips spread over each video (default: 1, the middle)")
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16")
     parser.add_argument("--batch-size", type=_auto_or_number, default="auto", help="clips at once, or auto")
     parser.add_argument("--workers", type=_auto_or_number, default="auto", help="decoding processes, or auto")
+    parser.add_argument("--force", action="store_true", help="replace OUT where it holds other features")
 
 
 def _auto_or_number(text: str) -> int | str:
@@ -41,12 +42,15 @@ def _auto_or_number(text: str) -> int | str:
 
 
 def _load_probe(path: str, config: str | None) -> object:
-    """The attentive probe of a published file; its shape stands in ``config``."""
+    """The attentive probe of this name, or of a published file, whose shape stands in ``config``."""
     import json
     import os
 
     from jepa.pretrained import load_pretrained
+    from jepa.pretrained.zoo import MODELS
 
+    if path in MODELS and not os.path.exists(path):
+        return load_pretrained(path).probe
     config = config or os.path.join(os.path.dirname(path), "config.json")
     try:
         with open(config) as file:
@@ -65,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         args.inputs, args.out, args.model, weights=args.weights, pool=args.pool, probe=probe, layers=args.layers,
         segments=args.segments, overlap=args.overlap, merge=args.merge, clip_fps=args.fps, num_frames=args.num_frames,
         crop_size=args.crop_size, fit=args.fit, device=args.device, precision=args.precision,
-        batch_size=args.batch_size, workers=args.workers,
+        batch_size=args.batch_size, workers=args.workers, overwrite=args.force,
     )  # fmt: skip
     if result.is_main:
         print(f"{result.path}: {result.rows} rows")

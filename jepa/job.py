@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor, nn
 
 from jepa.checkpoint import code_version
 from jepa.config import to_dict
 from jepa.distributed import Run
-from jepa.features.features import Pool
+from jepa.features.features import Pool, attentive_pool
 from jepa.feed import Cut, End, Feed, Origin, Task, choose_workers
 from jepa.forward import Encoded, Forward, choose_batch_size, tubelet_size
 from jepa.load import load
 from jepa.models.base import ClipEncoder
+from jepa.models.encoder import Encoder
 from jepa.types import ClipConfig, Fit
 from jepa.windows import Merge, Merger, WindowRule
 
@@ -96,6 +98,9 @@ class Job:
             encoder.layer_number(layer)
         if options.layers == ():
             raise ValueError("layers is empty; leave it out for the last block's output, or name at least one block")
+        if probe is not None and isinstance(encoder, Encoder):  # before anything is begun that would have to be undone
+            width = encoder.embed_dim * len(options.layers or (0,))
+            attentive_pool(probe.cpu(), torch.zeros(1, 1, width))
         chosen = None if encoder is model else weights
         clip = options.clip_of(encoder)
         return cls(name=name, weights=chosen, model=encoder, options=options, clip=clip, run=run, probe=probe)

@@ -72,8 +72,9 @@ class Parts:
                 leftover.unlink()
             self._lock = (self.folder / "lock").open("wb")
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                # not flock, which forked workers would hold on to for a while after this process was killed
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
                 raise FeatureFileError(f"another process is writing {self.out}: wait for it, or stop it") from None
             if not path.exists():
                 with atomic_write(path) as file:

@@ -57,15 +57,17 @@ def encode_files(
     clip_fps: float | None = None, crop_size: int | None = None, fit: Fit | None = None,
     weights: Literal["target_encoder", "encoder"] = "target_encoder", device: str = "auto", precision: str = "auto",
     batch_size: int | Literal["auto"] = "auto", workers: int | Literal["auto"] = "auto", progress: bool = True,
+    overwrite: bool = False,
 ) -> EncodeResult:  # fmt: skip
     """``encode``, to the file ``out`` (``.parquet``, ``.safetensors`` or ``.npz``), in constant memory.
 
     Inputs and options are those of ``encode``. Results grow in a folder ``out.parts`` and become ``out`` in one move at
     the end; after a kill the same call goes on where it stopped, also within a video, and gives the same file. Another
-    job is refused while that folder is there. Files that cannot be decoded do not stop the others: they are logged, and
-    listed in the result and in the file's metadata; what could be decoded of them is kept. Started by torchrun, the
-    processes share the inputs and write one file; each returns the same figures but for its own speed. Videos may
-    differ in size with ``fit="keep"`` as long as they are pooled.
+    job is refused while that folder is there, and so is a finished file of other features unless ``overwrite``. Files
+    that cannot be decoded do not stop the others: they are logged, and listed in the result and in the file's metadata;
+    what could be decoded of them is kept. Started by torchrun, the processes share the inputs and write one file; each
+    returns the same figures but for its own speed. Videos may differ in size with ``fit="keep"`` as long as they are
+    pooled.
 
     Raises ``ValueError`` for options and inputs that cannot be, ``VideoError`` when nothing can be decoded,
     ``FeatureFileError`` (both are ``ValueError``) naming ``out`` when the disk is full or another job holds it.
@@ -82,17 +84,18 @@ def encode_files(
         if run.world_size > 1 and any(isinstance(video.origin, Camera) for video in videos):
             raise ValueError("an iterator of frames cannot be shared by several processes: start one")
         with contextlib.closing(Parts(out)) as parts:
-            return _Work(job, videos, parts, batch_size, workers, progress).run()
+            return _Work(job, videos, parts, batch_size, workers, progress, overwrite).run()
 
 
 class _Work:
     """One call of ``encode_files``."""
 
     def __init__(
-        self, job: Job, videos: list[Video], parts: Parts, batch_size: int | str, workers: int | str, progress: bool
-    ) -> None:
+        self, job: Job, videos: list[Video], parts: Parts, batch_size: int | str, workers: int | str, progress: bool,
+        overwrite: bool,
+    ) -> None:  # fmt: skip
         self.job, self.videos, self.parts = job, videos, parts
-        self.batch_size, self.workers, self.progress = batch_size, workers, progress
+        self.batch_size, self.workers, self.progress, self.overwrite = batch_size, workers, progress, overwrite
         self.is_main = job.run.is_main
         self.forward = job.forward(may_split=batch_size == "auto")
 
@@ -138,16 +141,21 @@ class _Work:
         }  # fmt: skip
 
     def _finished(self, digest: str) -> EncodeResult | None:
-        """The result, if just this was encoded before."""
+        """The result, if just this was encoded before. Raises ``FeatureFileError`` if ``out`` is another file."""
         out = self.parts.out
-        if not out.is_file():
+        if not out.exists() or self.overwrite:
             return None
-        with contextlib.suppress(FeatureFileError), open_rows(out) as rows:  # a file of something else is replaced
+        with contextlib.suppress(FeatureFileError), open_rows(out) as rows:
             if rows.metadata.get("plan") == digest:
                 self.parts.remove()
                 log.info("%s holds these features already: nothing to do (delete it to encode again)", out)
                 return EncodeResult(out, len(rows.sources), 0, rows.metadata["failed"], 0.0, 0.0, 0.0, True)
-        return None
+        if not self.parts.files():
+            self.parts.remove()
+        raise FeatureFileError(
+            f"{out} exists and does not hold these features (another model, settings or inputs): delete it, choose "
+            "another output, or ask for it to be overwritten (overwrite=True, --force)"
+        )
 
     def _share(self, session: str) -> None:
         """Encode what is left of this process's videos, part by part."""

@@ -136,6 +136,10 @@ def build_loaded(
         module = build()
     own = module.state_dict()
     wrong = refuse_misfits(own, tensors, path, part=part, allow=allow)
+    spoilt = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if spoilt:
+        more = f" (and {len(spoilt) - _LISTED} more)" if len(spoilt) > _LISTED else ""
+        raise CheckpointError(f"{path} holds NaN or infinite weights: {', '.join(spoilt[:_LISTED])}{more}")
     if any(key in own for key in wrong):  # what the file lacks needs its initial values
         module = build()
         module.load_state_dict({k: t for k, t in tensors.items() if k not in wrong}, strict=False)

@@ -35,6 +35,16 @@ class TokenGrid(NamedTuple):
         rest = ids % cells
         return torch.stack((ids // cells, rest // self.w, rest % self.w), dim=-1)
 
+    def check(self, ids: Tensor, name: str) -> None:
+        """Raise ``ValueError`` for token ids outside the grid. On CPUs only: elsewhere the answer would cost a sync."""
+        if ids.device.type != "cpu" or torch.compiler.is_compiling() or ids.numel() == 0:
+            return
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.size:
+            wrong = low if low < 0 else high
+            sides = " x ".join(map(str, self))
+            raise ValueError(f"{name} holds {wrong}, but a grid of {sides} has 0 to {self.size - 1}")
+
     def ids(self, device: torch.device | str | None = None) -> Tensor:
         """Every token id in order, int64 ``[N]``."""
         return torch.arange(self.size, device=device)

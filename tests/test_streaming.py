@@ -28,6 +28,7 @@ from jepa.data.encoding import write_video
 from jepa.encode import encode
 from jepa.features import Features, open_features
 from jepa.features.store import FeatureFileError
+from jepa.models.attentive import AttentiveConfig, AttentiveProbe
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.streaming import encode_files
 from jepa.types import ClipConfig
@@ -196,7 +197,21 @@ def test_a_finished_job_is_not_repeated(model: Encoder, folder: Path, tmp_path: 
         assert encode_files(files, out, model).clips == 0
     assert "nothing to do" in caplog.text
     assert list(tmp_path.iterdir()) == [out]
-    assert encode_files(files, out, model, pool="none").clips == 2
+    before = out.read_bytes()
+    with pytest.raises(FeatureFileError, match="exists and does not hold these features"):
+        encode_files(files, out, model, pool="none")
+    assert out.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+    assert encode_files(files, out, model, pool="none", overwrite=True).clips == 2
+
+
+def test_a_probe_that_does_not_fit_leaves_nothing_behind(model: Encoder, folder: Path, tmp_path: Path) -> None:
+    probe = AttentiveProbe(AttentiveConfig(embed_dim=2 * model.embed_dim, num_heads=2, num_classes=3))
+    out = tmp_path / "f.npz"
+    with pytest.raises(ValueError, match=f"does not fit tokens of width {model.embed_dim}"):
+        encode_files(folder / "0.mp4", out, model, pool="attentive", probe=probe)
+    assert list(tmp_path.iterdir()) == []
+    assert encode_files(folder / "0.mp4", out, model, pool="attentive", probe=probe, layers=[0, -1]).rows == 1
 
 
 def test_a_full_disk_leaves_no_file_and_the_job_can_go_on(
@@ -375,7 +390,8 @@ def test_the_command_reports_and_tells_failures(model: Encoder, folder: Path, tm
     assert open_features(out).metadata["model"] == str(tmp_path / "run")
     good = ["encode", str(folder / "1.mp4"), "-o", str(out), "--model", str(tmp_path / "run")]
     more = ["--overlap", "0.5", "--merge", "mean", "--fps", "5", "--pool", "none", "--crop-size", "64"]
-    assert main(good + more) == 0
+    assert main(good + more) == 2  # other features than those in the file
+    assert main([*good, *more, "--force"]) == 0
     features = Features.load(out)
     assert features.tokens.shape == (15, 16, 24)
     assert features.metadata["clip"]["fps"] == 5.0
@@ -389,4 +405,6 @@ def test_what_a_model_counts_and_how_it_is_set_up_belong_to_the_job(folder: Path
     assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 1
     assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 0
     counting.steps += 1
-    assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 1
+    with pytest.raises(FeatureFileError, match="another model"):
+        encode_files(folder / "0.mp4", tmp_path / "f.npz", counting)
+    assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting, overwrite=True).clips == 1

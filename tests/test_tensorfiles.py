@@ -79,3 +79,9 @@ def test_safetensors(tmp_path: Path) -> None:
         read_safetensors(path)
     with pytest.raises(CheckpointError, match=r"nothing.safetensors cannot be read: No such file"):
         read_safetensors(tmp_path / "nothing.safetensors")
+
+
+def test_weights_that_are_no_numbers() -> None:
+    tensors = {"weight": torch.tensor([[1.0, float("nan"), 0.0]]), "bias": torch.tensor([float("inf")])}
+    with pytest.raises(CheckpointError, match="run.pt holds NaN or infinite weights: weight, bias"):
+        build_loaded(lambda: nn.Linear(3, 1), tensors, "run.pt")

@@ -135,6 +135,8 @@ class Encoder(ClipEncoder):
             given = f"{str(clip.dtype).removeprefix('torch.')} {list(clip.shape)}"
             raise ValueError(f"clip must be float [B, C, T, H, W] (an image has T = 1), not {given}")
         grid = self.grid_of(clip.shape)
+        if context_ids is not None:
+            grid.check(context_ids, "context_ids")
         x, rope = self._embed(clip, context_ids, grid)
         wanted = [self.depth - 1] if layers is None else [self.layer_number(layer) for layer in layers]
         recompute = self.config.activation_checkpointing and self.training

@@ -147,6 +147,8 @@ class Predictor(nn.Module):
         """Context and mask tokens through the blocks: ``[B, Nt, P]`` or, with the context first, ``[B, Nc+Nt, P]``."""
         self._check(context_tokens, mask_token, modality)
         grid = self.grid if grid is None else grid
+        grid.check(context_ids, "context_ids")
+        grid.check(target_ids, "target_ids")
         context = self.predictor_embed(context_tokens)
         batch, num_targets = target_ids.shape
         targets = self.mask_tokens[mask_token].to(context.dtype).expand(batch, num_targets, -1)

@@ -263,3 +263,8 @@ def test_gated_mlp(kind: str) -> None:
 def test_bad_published_options(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(**changes)
+
+
+def test_context_ids_outside_the_grid() -> None:
+    with pytest.raises(ValueError, match="context_ids holds 40, but a grid of 2 x 4 x 4 has 0 to 31"):
+        build()(torch.randn(1, 3, 4, 16, 16), torch.tensor([[0, 40]]))

@@ -143,3 +143,12 @@ def test_another_teacher_width() -> None:
     """The small 2.1 models predict the features of a larger teacher."""
     predictor = build(out_dim=50, context_head=True)
     assert predictor(*inputs()).shape == (2, 7, 50)
+
+
+def test_ids_outside_the_grid() -> None:
+    predictor = build()
+    tokens, context_ids, target_ids = inputs()
+    with pytest.raises(ValueError, match="target_ids holds 32, but a grid of 2 x 4 x 4 has 0 to 31"):
+        predictor(tokens, context_ids, target_ids.clone().fill_(32))
+    with pytest.raises(ValueError, match="context_ids holds -1"):
+        predictor(tokens, context_ids.clone().fill_(-1), target_ids)
