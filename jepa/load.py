@@ -24,6 +24,8 @@ def load(name_or_path: str | Path, weights: str = "target_encoder") -> ClipEncod
 
     Raises ``CheckpointError`` (a ``ValueError``) naming the path when it is missing, damaged or of another layout.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise CheckpointError(f"a model is named by a path or a name, not by {type(name_or_path).__name__}")
     text = os.fspath(name_or_path)
     if text.startswith("timm:"):
         from jepa.models.timm_encoder import load_timm

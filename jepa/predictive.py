@@ -134,6 +134,12 @@ def load_predictive(
         return model
     if isinstance(model, Pretrained):
         return _from_pretrained(model, None)
+    if not isinstance(model, (str, os.PathLike)):
+        kind = type(model).__name__
+        raise CheckpointError(
+            f"an object of class {kind} has no predictor: give the run directory, file or name that jepa.load was given, or what "
+            "jepa.load_pretrained or load_predictive returned"
+        )
     name = os.fspath(model)
     if name.startswith("timm:"):
         raise CheckpointError(f"{name} has no predictor: timm models are encoders only")

@@ -168,6 +168,8 @@ def test_load_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no checkpoint"):
         load(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="by a path or a name, not by int"):
+        load(3)  # type: ignore[arg-type]
 
 
 BAD_ARRAYS: list[tuple[object, str]] = [

@@ -229,3 +229,8 @@ def test_wrong_arguments_are_named() -> None:
         jepa.predict([clip, torch.randn(1, 3, 4, 16, 16)], parts, 1, device="cpu")
     with pytest.raises(ValueError, match="context and target overlap"):
         jepa.predict(clip, parts, 1, [0], device="cpu")
+
+
+def test_an_encoder_alone_does_not_predict() -> None:
+    with pytest.raises(CheckpointError, match="an object of class Encoder has no predictor: give the run directory"):
+        jepa.predict(torch.zeros(1, 3, 4, 32, 32), objective().encoder, context=1)  # type: ignore[arg-type]
