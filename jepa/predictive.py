@@ -137,8 +137,8 @@ def load_predictive(
     if not isinstance(model, (str, os.PathLike)):
         kind = type(model).__name__
         raise CheckpointError(
-            f"an object of class {kind} has no predictor: give the run directory, file or name that jepa.load was given, or what "
-            "jepa.load_pretrained or load_predictive returned"
+            f"an object of class {kind} has no predictor: give the run directory, file or name that jepa.load was "
+            "given, or what jepa.load_pretrained or load_predictive returned"
         )
     name = os.fspath(model)
     if name.startswith("timm:"):
