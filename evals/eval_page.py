@@ -64,7 +64,7 @@ def _confusion(counts: Mapping[str, Mapping[str, int]], names: Sequence[str]) ->
     """A matrix for a few classes; for many, the commonest confusions as a list."""
     if len(names) <= MOST_CLASSES:
         matrix = [[counts.get(true, {}).get(said, 0) for said in names] for true in names]
-        how = "Rows: the true class. Columns: what the probe said. Darker: a larger share of the row."
+        how = "Rows: the true class. Columns: what the probe said. A stronger colour: a larger share of the row."
         return page.text(how, soft=True) + page.heat(names, matrix)
     wrong = sorted((-n, true, said) for true, row in counts.items() for said, n in row.items() if true != said)
     lines = [[true, said, -n, sum(counts[true].values())] for n, true, said in wrong[:20]]
@@ -112,7 +112,7 @@ def _mistakes(outcome: Outcome, test: Labelled, clip: ClipConfig) -> str:
                        or page.no_image("the file cannot be read any more", words))  # fmt: skip
     if not figures:
         return page.text("There is none: every test clip that can be decoded is right.")
-    return f'<div class="grid">{"".join(figures)}</div>'
+    return f'<div class="grid three">{"".join(figures)}</div>'
 
 
 def _thumbnail(test: Labelled, item: int, clip: ClipConfig) -> str:

@@ -1,4 +1,4 @@
-"""``jepa eval``: probe a model beside others, print the table, write results.json and results.md."""
+"""``jepa eval``: probe a model beside others, print the table, write results.json, results.md and report.html."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ if TYPE_CHECKING:  # torch is imported only once a command runs
     from evals.settings import EvalConfig, Row
     from evals.watching import Watching
 
+COMPARE = "compare"  # a first word that is no model (./compare is one)
 PROBES = ("linear", "attentive", "knn", "logistic")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``jepa eval``."""
     parser.add_argument(
-        "run", metavar="MODEL", help="run directory, checkpoint file, name of a published model, or timm:NAME"
-    )
+        "run", metavar="MODEL", help="run directory, checkpoint file, name of a published model, or timm:NAME; or the "
+        f"word {COMPARE}, to set the results of earlier evals side by side"
+    )  # fmt: skip
+    parser.add_argument("folders", nargs="*", metavar="RUN", help=f"with {COMPARE}: folders with a results.json each")
+    parser.add_argument("--encoders", metavar="A,B", help=f"with {COMPARE}: which of each folder (default: trained)")
     parser.add_argument(
         "--against", metavar="MODEL[,MODEL]", action="append", default=[], help="further models, a column each"
     )
@@ -70,15 +74,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FOLDER",
         help="where results go, and the features of a model without a run (default: RUN/evals/TASK-PROBE; without a "
-        "run in runs/NAME)",
+        "run in runs/NAME; a comparison is only printed)",
     )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
     """Run one ``jepa eval`` command line. Raises ``ValueError`` for the user's mistakes."""
+    if args.run == COMPARE:
+        _compare(args)
+        return
+    if args.folders or args.encoders is not None:
+        what = f"unexpected {args.folders[0]!r}" if args.folders else "--encoders"
+        raise ValueError(f"{what}: several folders and --encoders are for jepa eval {COMPARE}; models go to --against")
     config = config_from(args)
     results = evaluate(config)
     print("\n\n".join(part for part in (results["table"], results["notes"]) if part))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from evals.compare import compare, markdown, write
+
+    plain = argparse.ArgumentParser()
+    add_arguments(plain)
+    for name, default in vars(plain.parse_args([COMPARE])).items():
+        if getattr(args, name) != default and name not in ("folders", "encoders", "out"):
+            raise ValueError(f"--{name.replace('_', '-')} has no meaning for jepa eval {COMPARE}: leave it out")
+    comparison = compare(args.folders, _split(args.encoders or "trained"))
+    if args.out is not None:
+        write(comparison, Path(args.out))
+    print(markdown(comparison))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

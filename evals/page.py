@@ -33,10 +33,13 @@ code, pre { font: 13.5px/1.5 ui-monospace, monospace; } pre { overflow-x: auto; 
   overflow-wrap: anywhere; font-size: 14px; margin: 5px 0; }
 .track { position: relative; height: 16px; background: var(--bar); border-radius: 4px; }
 .fill { position: absolute; inset: 0 auto 0 0; border-radius: 4px; }
+.bar.wide { grid-template-columns: var(--names, 66px) 1fr 330px; } .dot { position: absolute; top: 3px; width: 10px;
+  height: 10px; margin-left: -5px; border-radius: 5px; background: var(--ink); }
 .chance { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--ink); opacity: .55; }
 img { max-width: 100%; display: block; } .pixel { image-rendering: pixelated; border-radius: 6px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 18px 30px; }
-.grid img { width: 100%; } figure { margin: 0; }
+.grid.three { grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); } .grid img { width: 100%; }
+figure { margin: 0; }
 figcaption { font-size: 13px; margin-top: 5px; } .near td, .near th { padding: 5px 6px 5px 0; text-align: center; }
 .near td { border: 0 !important; } .near td.gap { min-width: 18px; }
 .near th { font-size: 13px; }

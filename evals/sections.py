@@ -92,7 +92,7 @@ def probe_section(results: Mapping[str, Any]) -> str:
     for (probe, label), rows in groups.items():
         values = [(r["encoder"], r["accuracy"], r["error"]) for r in rows]
         bars.append(page.bars(f"{label}, {probe} probe", values, rows[0]["chance"]))
-        scores = [score_words(r) for r in rows]
+        scores = [score_words(r).replace(", ", ",\u00a0") for r in rows]  # intervals stay in one piece
         lines.append([
             probe, label, *scores, f"{100 * rows[0]['chance']:.1f}", rows[0]["num_classes"], rows[0]["num_train"],
             rows[0]["num_test"],

@@ -164,7 +164,7 @@ def test_the_page_is_self_contained_and_says_it_all(results: tuple[dict[str, Any
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     row = results[0]["rows"][0]
     low, high = row["interval"]
-    assert f"{100 * row['accuracy']:.1f} ± {100 * row['error']:.1f} [{100 * low:.1f}, {100 * high:.1f}]" in text
+    assert f"{100 * row['accuracy']:.1f} ± {100 * row['error']:.1f} [{100 * low:.1f},\u00a0{100 * high:.1f}]" in text
     for words in (
         "Confusion", "Accuracy by class", "Most confident mistakes", "max over heads on test", "What was run",
         "2 test clips cannot be decoded and count as errors", "The whole configuration", "torch",
