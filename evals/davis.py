@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from jepa.config import ConfigError
 from jepa.data.image import IMAGE_SUFFIXES, ImageReader
@@ -57,17 +56,3 @@ def _read_sequence(root: Path, name: str) -> Tracked:
     if missing:
         raise ConfigError(f"{missing[0]} is missing ({len(missing)} of {len(masks)} masks of {name}): J&F needs them")
     return Tracked(name, pictures, masks)
-
-
-def read_numbers(path: Path) -> NDArray[np.int64]:
-    """The numbers in a palette or grey PNG, ``[H, W]``. Raises ``ConfigError`` for other files."""
-    try:
-        with Image.open(path) as image:
-            mode, values = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path} cannot be read as an image: {error}") from None
-    if mode not in ("P", "L", "1") and not mode.startswith("I"):
-        raise ConfigError(f"{path} must hold one number per pixel (a palette or grey PNG), not {mode}")
-    return values.astype(np.int64)

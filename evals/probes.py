@@ -210,7 +210,7 @@ def _fit(config: ProbeConfig, settings: list[Setting], x: Tensor, y: Tensor, row
         target = y[part.to(y.device)].to(x.device).expand(len(settings), -1)
         # a mean over clips and a sum over heads: no head's gradient depends on another head
         F.cross_entropy(logits.flatten(0, 1), target.flatten()).mul(len(settings)).backward()
-        optimizer.step(_schedule(step, config.num_steps()))
+        optimizer.step(schedule(step, config.num_steps()))
     return _Fitted(functools.partial(_log_probabilities, forward, params), mean, inverse)
 
 
@@ -221,7 +221,7 @@ def _batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
         yield from rows[torch.randperm(len(rows), generator=generator)].split(size)
 
 
-def _schedule(step: int, steps: int) -> float:
+def schedule(step: int, steps: int) -> float:
     """Linear warm-up over the first twentieth, then half a cosine to zero."""
     warmup = max(1, steps // 20)
     if step < warmup:

@@ -71,7 +71,8 @@ class DenseConfig:
     ``ignore``: the class number of pixels without a class. ``zero_is_ignored``: 0 means no class, and class 1 becomes
     the first (ADE20K's scene-parsing benchmark). ``num_classes``: None takes the largest number in the training masks.
     Depths that are not finite or not above 0, or above ``max_depth``, are not measured. ``side``: side of the square
-    that images are stretched to (None: the model's own). ``pixels``: labelled pixels drawn of an image in every step.
+    that images are stretched to, and ``num_frames`` for which they are held (None: those of the model's clip).
+    ``pixels`` labelled pixels of each of ``images`` images make a training step.
     """
 
     target: Literal["segmentation", "depth"] = "segmentation"
@@ -82,10 +83,12 @@ class DenseConfig:
     depth_scale: float | None = None
     max_depth: float | None = None
     side: int | None = None
-    pixels: int = 512
+    num_frames: int | None = None
+    images: int = 16
+    pixels: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "depth_scale", "max_depth", "side", "pixels"):
+        for name in ("num_classes", "depth_scale", "max_depth", "side", "num_frames", "images", "pixels"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"dense.{name} must be positive, not {value}")

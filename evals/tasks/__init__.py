@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evals.settings import EvalConfig, TaskResult
+from evals.tasks.dense import predict_densely
 from evals.tasks.physics import judge_physics
 from evals.tasks.retrieval import retrieve
 from evals.tasks.tracking import track
@@ -15,4 +16,5 @@ TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {
     "physics": judge_physics,
     "retrieval": retrieve,
     "tracking": track,
+    "dense": predict_densely,
 }

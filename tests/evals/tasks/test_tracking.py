@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evals.davis import read_davis, read_numbers
+from evals.davis import read_davis
 from evals.main import evaluate, main
 from evals.mask_metrics import contour, contour_accuracy, dilate, region_similarity
+from evals.number_maps import read_numbers
 from evals.propagate import EncoderMaps, PatchMaps, PixelMaps, neighbours, propagate, to_patches, to_pixels
 from evals.settings import EvalConfig
 from evals.task_configs import TrackingConfig
