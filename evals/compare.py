@@ -98,6 +98,8 @@ def _open(folder: Path, encoders: Sequence[str]) -> list[Recorded]:
     rows = results.get("rows") if isinstance(results, dict) else None
     if not rows or not all(isinstance(row, dict) and {"probe", "label", "encoder"} <= row.keys() for row in rows):
         raise ConfigError(f"{path} holds no rows of probes; only evals that fit probes can be compared")
+    if lacking := sorted({"model", "models", "classes"} - results.keys()):
+        raise ConfigError(f"{path} has no {lacking[0]!r}: only classification by probes (--task video) can be compared")
     try:
         with np.load(folder / PREDICTIONS) as file:
             arrays = {name: file[name] for name in file.files if not name.endswith("/probabilities")}
@@ -136,7 +138,8 @@ def _judged(column: Recorded, probe: str, label: str) -> Judged:
     names, counted, seen = column.results["classes"][label], np.flatnonzero(labels >= 0), Counter[Any]()
     clips: list[Clip] = []
     for item in counted:
-        identity = (str(paths[item]), *(round(float(second), 3) for second in spans[item]))
+        start_s, end_s = (round(float(second), 3) for second in spans[item])
+        identity = (str(paths[item]), start_s, end_s)
         clips.append((*identity, seen[identity]))  # a list may name one clip twice
         seen[identity] += 1
     right = torch.from_numpy(said[counted] == labels[counted])

@@ -122,7 +122,7 @@ def _thumbnail(test: Labelled, item: int, clip: ClipConfig) -> str:
     except (VideoError, ShortVideoError):
         return ""
     shown = frames[[0, len(frames) // 2, -1]] if len(frames) > 1 else frames
-    small = drawing.enlarge(resize_frames(shown, *scaled_size(*shown.shape[1:3], THUMBNAIL)), THUMBNAIL)
+    small = drawing.enlarge(resize_frames(shown, *scaled_size(shown.shape[1], shown.shape[2], THUMBNAIL)), THUMBNAIL)
     return drawing.jpeg(drawing.side_by_side([frame[None] for frame in small], gap=4)[0])
 
 

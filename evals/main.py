@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="jepa eval", description=__doc__)
     add_arguments(parser)
     try:
-        run(parser.parse_args(argv))
+        run(parser.parse_intermixed_args(argv))
     except ValueError as error:
         print(f"jepa eval: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

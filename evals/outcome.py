@@ -24,6 +24,7 @@ from jepa.data.video import VideoError, is_url
 from jepa.types import ClipConfig
 
 PREDICTIONS = "predictions.npz"
+_LISTED = 20  # reasons below the table; results.json has all
 MAX_ON_TEST = "max over heads on test, as some papers report it; not used"
 
 
@@ -130,7 +131,8 @@ def notes(rows: Sequence[Row], lists: Mapping[str, Sequence[Mapping[str, Any]]])
     for split, what in (("test", "count as errors"), ("train", "are left out")):
         if lists[split]:
             lines += ["", f"{len(lists[split])} {split} clips cannot be decoded and {what}:", ""]
-            lines += [f"- {clip['reason']}" for clip in lists[split]]
+            lines += [f"- {clip['reason']}" for clip in lists[split][:_LISTED]]
+            lines += [f"- and {more} more, in results.json"] if (more := len(lists[split]) - _LISTED) > 0 else []
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support import error_of, write_clips
 
+from app.cli import main as jepa
 from evals import metrics
 from evals.compare import compare, markdown
 from evals.main import main
@@ -119,7 +120,11 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     (torn / "predictions.npz").write_bytes(b"PK damaged")
     physics = write_eval(tmp_path / "physics", {"trained": FIRST}, LABELS)
     (physics / "results.json").write_text(json.dumps({"rows": [{"encoder": "trained", "accuracy": 0.5}]}))
+    dense = write_eval(tmp_path / "dense", {"trained": FIRST}, LABELS)
+    plain = json.loads((dense / "results.json").read_text())
+    (dense / "results.json").write_text(json.dumps({k: v for k, v in plain.items() if k != "classes"}))
     for folders, message in (
+        ([a, dense], "dense/results.json has no 'classes'"),
         ([a, shorter], r"test sets differ: 1 of 9 test clips with 'label' in .*/a are not in .*shorter, .*v8.mp4"),
         ([shorter, a], r"test sets differ: 1 of 9 test clips with 'label' in .*/a are not in .*shorter, .*v8.mp4"),
         ([a, moved], r"9 of 9 .*v0.mp4, 0 to 1 s"),
@@ -157,6 +162,9 @@ def test_command_line_from_eval_to_comparison(
     text = (tmp_path / "both" / "comparison.html").read_text()
     assert "Evals compared" in text
     assert "src=" not in text
+    for call in (main, lambda words: jepa(["eval", *words])):  # options may stand between the folders
+        assert call(["compare", "--out", "again", "32", "--encoders", "trained", "48"]) == 0
+        assert capsys.readouterr().out == table
     assert main(["compare", "32", "--encoders", "trained,pixels"]) == 0
     assert "pixels |" in capsys.readouterr().out
     for arguments, message in (
