@@ -19,7 +19,7 @@ def class_counts(predictions: Tensor, labels: Tensor, num_classes: int) -> Tenso
     keep = labels >= 0
     mine, truth = predictions[keep], labels[keep]
     parts = (truth[mine == truth], truth, mine)
-    return torch.stack([torch.bincount(part, minlength=num_classes) for part in parts]).double().cpu()
+    return torch.stack([torch.bincount(part, minlength=num_classes) for part in parts]).cpu().double()
 
 
 def class_iou(counts: Tensor) -> Tensor:
@@ -43,10 +43,10 @@ def depth_sums(predictions: Tensor, depths: Tensor) -> Tensor:
     """Over the pixels whose depth in metres is no NaN: their number, squared errors, errors relative to the depth, and
     predictions within a factor of 1.25; float64 ``[4]``."""
     keep = ~depths.isnan()
-    mine, truth = predictions[keep].double(), depths[keep].double()
+    mine, truth = predictions[keep].cpu().double(), depths[keep].cpu().double()  # MPS has no float64
     ratio = torch.maximum(mine / truth, truth / mine)
     parts = ((mine - truth).square(), (mine - truth).abs() / truth, ((ratio < 1.25) & (mine > 0)).double())
-    return torch.stack([keep.sum().double(), *(part.sum() for part in parts)]).cpu()
+    return torch.stack([torch.tensor(float(len(mine)), dtype=torch.float64), *(part.sum() for part in parts)])
 
 
 def rmse(sums: Tensor) -> Tensor:

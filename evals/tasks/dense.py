@@ -78,6 +78,8 @@ def predict_densely(config: EvalConfig) -> TaskResult:
         train = train.subset(order[: config.train_limit].sort().values.tolist())
     pools = draw_pools(train, own, probe.seed)
     outputs = count_outputs(train, pools, own)
+    for row in range(len(test.images)):
+        read_checked(test, row, own, outputs)  # before anything is encoded
     place = choose_device(config.device)
     run = Run(place, choose_precision(config.precision, place))
     subjects = open_subjects(config)

@@ -155,5 +155,6 @@ def table(rows: Sequence[TrackingRow]) -> str:
         whole = f"{100 * row.jf:.1f} [{100 * row.low:.0f}, {100 * row.high:.0f}]"
         shares = [f"{100 * value:.1f}" for value in (row.j_mean, row.j_recall, row.f_mean, row.f_recall)]
         lines.append("| " + " | ".join([row.encoder, whole, *shares]) + " |")
-    words = f"In per cent [95 % bootstrap interval over sequences]; {rows[0].objects} objects in {rows[0].sequences}"
-    return "\n".join([*lines, "", f"{words} sequences. `{STILL}`: the first frame's masks, never moved."])
+    sizes = f"sequences: {rows[0].sequences}, objects: {rows[0].objects}"
+    words = f"In per cent [95 % bootstrap interval over sequences]; {sizes}."
+    return "\n".join([*lines, "", f"{words} `{STILL}`: the first frame's masks, never moved."])
