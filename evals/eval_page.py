@@ -158,7 +158,7 @@ def _heads_section(results: Mapping[str, Any]) -> str:
         "Heads",
         page.text(
             "The head with the best accuracy on held-out training clips is reported. What the best head on the test "
-            "set would have scored stands beside it for comparison with papers that choose there: it is too high."
+            "set would have scored stands beside it for comparison with papers that choose there: it flatters."
         ),
         page.card(
             page.table(["probe", "label", "encoder", "chosen head", "held out", "test, reported", MAX_ON_TEST], lines)

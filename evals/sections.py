@@ -60,7 +60,8 @@ def headline(results: Mapping[str, Any]) -> str:
             f"A {rows[0]['probe']} probe reads {label} from the frozen trained encoder with "
             f"{100 * by_name['trained']['accuracy']:.1f} % accuracy ({', '.join([*others, chance])})."
         )
-    return " ".join(sentences) + " Pretraining saw the videos, but no labels."
+    of_ours = results["checkpoint"] is not None  # other models may have been trained with labels
+    return " ".join(sentences) + (" Pretraining saw no labels." if of_ours else "")
 
 
 _FROM = {"random": "from the same network with random weights", "pixels": "from raw pixels"}

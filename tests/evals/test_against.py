@@ -146,6 +146,7 @@ def test_report_of_a_model_without_a_run(folder: Path, tmp_path: Path) -> None:
     text = write_report(ReportConfig(results=stored, out=tmp_path / "report.html", clips=1, queries=1)).read_text()
     assert f"from {folder / 'first'}" in text
     assert "Nearest neighbours" in text
+    assert "saw no labels" not in text
     assert "Did it learn" not in text  # nothing is known about its training
     assert "whole configuration" not in text
     assert not re.findall(r"var\(--[^)]*[/:]", text)

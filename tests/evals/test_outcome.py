@@ -168,6 +168,7 @@ def test_the_page_is_self_contained_and_says_it_all(results: tuple[dict[str, Any
     for words in (
         "Confusion", "Accuracy by class", "Most confident mistakes", "max over heads on test", "What was run",
         "2 test clips cannot be decoded and count as errors", "The whole configuration", "torch",
+        "Pretraining saw no labels",
     ):  # fmt: skip
         assert words in text
     assert text.count("data:image/jpeg") == len(re.findall(r"said \w+ \(\d+ %\), is", text)) >= 3
