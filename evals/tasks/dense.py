@@ -117,6 +117,8 @@ def check(config: EvalConfig) -> ProbeConfig:
         )
     if len(config.probes) != 1 or config.probes[0].kind != "linear":
         raise ConfigError("the task dense has one probe, a linear layer on patches: leave --probe at linear")
+    if config.segments != 1 or config.cells != (1, 1, 1):
+        raise ConfigError("the task dense predicts every pixel of an image: leave --segments and --cells out")
     return config.probes[0]
 
 

@@ -73,6 +73,8 @@ def retrieve(config: EvalConfig) -> TaskResult:
     """Score every model and baseline. Raises ``ValueError`` for missing labels, broken features, or a clip that is both
     query and gallery."""
     began, own = time.perf_counter(), config.retrieval
+    if config.train_limit is not None:
+        raise ConfigError("the task retrieval fits nothing: leave --train-limit out")
     place = choose_device(config.device)
     run = Run(place, choose_precision(config.precision, place))
     subjects = open_subjects(config)

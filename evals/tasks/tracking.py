@@ -60,6 +60,8 @@ def track(config: EvalConfig) -> TaskResult:
     began = time.perf_counter()
     if config.test is None:
         raise ConfigError("the task tracking needs --test ROOT, a folder with the layout of DAVIS-2017")
+    if config.segments != 1 or config.cells != (1, 1, 1) or config.train is not None:
+        raise ConfigError("the task tracking follows patches of whole videos: leave --segments, --cells, --train out")
     place = choose_device(config.device)
     run = Run(place, choose_precision(config.precision, place))
     sequences = read_davis(config.test.path, config.tracking.split)

@@ -243,6 +243,7 @@ def test_images_and_labels_that_cannot_be_used(
     for wrong, message in (
         (data[:2], "needs --train FOLDER and --test FOLDER"),
         ([*data, "--probe", "knn"], "has one probe"),
+        ([*data, "--cells", "1,2,2"], "leave --segments and --cells out"),
         ([*data[:2], "--test", str(folder / "train")], "(12 are in both)"),
         ([*data[:2], "--test", str(lonely)], "has no file 001 (1 images or labels stand alone)"),
         ([*data[:2], "--test", str(more)], "has the class 7, but the classes are 0 to 2"),

@@ -203,6 +203,7 @@ def test_leave_one_out_needs_no_training_clips(
         (same, "is a query and in the gallery (12 such clips)"),
         (["--set", "retrieval.copies=[blur]"], "'retrieval.copies.0' must be one of 'crop'"),
         (["--set", "retrieval.recall=3"], "recall_at"),
+        (["--train-limit", "5"], "leave --train-limit out"),
         (["--set", "retreival.seed=3"], "did you mean 'retrieval'?"),
     ):
         assert main([*arguments, *wrong]) == 2

@@ -252,6 +252,8 @@ def test_what_is_wrong_with_the_data_is_said(davis: Path, tmp_path: Path, capsys
         read_numbers(folder / "0.jpg")
     assert main([str(davis / "run"), "--task", "tracking", "--out", str(tmp_path / "out")]) == 2
     assert "needs --test ROOT" in capsys.readouterr().err
+    assert main([str(davis / "run"), "--task", "tracking", "--test", str(davis), "--segments", "2"]) == 2
+    assert "leave --segments" in capsys.readouterr().err
     with pytest.raises(ValueError, match="features of e hold NaN"):
         draw(PatchMaps(torch.full((2, 2, 2, 3), torch.nan), torch.arange(2)), torch.zeros(2, 2).long(), 1,
              TrackingConfig(), "e")  # fmt: skip
