@@ -83,5 +83,5 @@ def test_safetensors(tmp_path: Path) -> None:
 
 def test_weights_that_are_no_numbers() -> None:
     tensors = {"weight": torch.tensor([[1.0, float("nan"), 0.0]]), "bias": torch.tensor([float("inf")])}
-    with pytest.raises(CheckpointError, match="run.pt holds NaN or infinite weights: weight, bias"):
+    with pytest.raises(CheckpointError, match=r"run.pt holds NaN or infinite weights: weight, bias"):
         build_loaded(lambda: nn.Linear(3, 1), tensors, "run.pt")
