@@ -114,7 +114,7 @@ def load_strictly(
     mis-shaped; these are left as the module has them and returned with the reason.
     """
     wrong = refuse_misfits(module.state_dict(), tensors, path, part=part, allow=allow)
-    module.load_state_dict({k: t for k, t in tensors.items() if k not in wrong}, strict=not wrong)
+    module.load_state_dict(module.state_dict() | {k: t for k, t in tensors.items() if k not in wrong})
     return _named(wrong, part)
 
 
@@ -142,7 +142,7 @@ def build_loaded(
         raise CheckpointError(f"{path} holds NaN or infinite weights: {', '.join(spoilt[:_LISTED])}{more}")
     if any(key in own for key in wrong):  # what the file lacks needs its initial values
         module = build()
-        module.load_state_dict({k: t for k, t in tensors.items() if k not in wrong}, strict=False)
+        module.load_state_dict(module.state_dict() | {k: t for k, t in tensors.items() if k not in wrong})
     else:
         kept = {k: t for k, t in tensors.items() if k not in wrong}
         copies = {k: torch.empty(t.shape, dtype=_float32(t.dtype)).copy_(t) for k, t in kept.items()}
