@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -90,6 +91,31 @@ def test_urls(model: Encoder, video: Path, server: str, monkeypatch: pytest.Monk
     assert encode(tmp_path / "list.txt", model).sources == (server,)
     with pytest.raises(VideoError, match=r"127.0.0.1.*no_such"):
         encode(server.replace("my%20video", "no_such"), model)
+
+
+def test_url_of_a_video_larger_than_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTP/1.1: reading the index ends at the end of the file, and the first frame needs a second request."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(Ranges, "protocol_version", "HTTP/1.1")
+    noise = np.random.default_rng(0).integers(0, 255, (40, 96, 96, 3), dtype=np.uint8)
+    with av.open(str(tmp_path / "large.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=10, options={"qmin": "2", "qmax": "2"})
+        stream.width = stream.height = 96
+        stream.bit_rate = 20_000_000
+        for picture in noise:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    assert (tmp_path / "large.mp4").stat().st_size > 400_000
+    handler = lambda *args: Ranges(*args, directory=str(tmp_path))  # noqa: E731
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        web.daemon_threads = True
+        web.block_on_close = False
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        with open_video(f"http://127.0.0.1:{web.server_port}/large.mp4", "pyav") as reader:
+            read = reader.read([0, 39, 3])
+        web.shutdown()
+    np.testing.assert_array_equal(read, frames_of(tmp_path / "large.mp4")[[0, 39, 3]])
 
 
 def test_lists_of_paths_with_spaces_and_spans(model: Encoder, video: Path, tmp_path: Path) -> None:

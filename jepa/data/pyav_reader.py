@@ -26,7 +26,9 @@ class PyavReader(VideoReader):
     def __init__(self, path: str, short_side: int | None = None) -> None:
         self.path = path
         try:
-            self._container = av.open(path)
+            # else FFmpeg asks for the second range on a connection that the server closed after the first
+            options = {"multiple_requests": "1"} if path.lower().startswith(("http://", "https://")) else {}
+            self._container = av.open(path, options=options)
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path} cannot be opened as a video (PyAV): {one_line(error)}") from None
         try:
