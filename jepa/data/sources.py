@@ -64,7 +64,7 @@ class ReadOptions:
     short_side: int | None = None
     short_video: ShortVideo = "hold"
     cache: ClipCache | None = None
-    interpolation: Interpolation = "bilinear"  # of images and arrays; videos are scaled by the decoding library
+    interpolation: Interpolation = "bilinear"  # decord and torchcodec scale in a way of their own
 
 
 class RawClip(NamedTuple):
@@ -141,7 +141,7 @@ class Source:
         if known is not None:
             return ArrayReader(path, *known)
         pictures = open_pictures(path, self.config.fps, side, how)
-        reader = pictures if pictures is not None else open_video(path, self.options.backend, side)
+        reader = pictures if pictures is not None else open_video(path, self.options.backend, side, how)
         if cache is None or self.slots is None or not cache.has_room(math.prod((reader.num_frames, *reader.size, 3))):
             return reader
         with reader:

@@ -184,13 +184,16 @@ def choose_backend(backend: Backend = "auto") -> str:
     return backend
 
 
-def open_video(path: str | Path, backend: Backend = "auto", short_side: int | None = None) -> VideoReader:
+def open_video(
+    path: str | Path, backend: Backend = "auto", short_side: int | None = None, interpolation: Interpolation = "bicubic"
+) -> VideoReader:
     """Open ``path`` for reading; frames come with their shorter side at most ``short_side`` pixels.
 
     ``auto`` takes the first library that is installed (decord, torchcodec, PyAV) and, for a file that this one cannot
     open (decord knows neither GIF nor AV1), the next; AVI files, which carry no frame times, go to PyAV first, because
     the others' seeks in them are not exact. ``path`` may be a URL (``http://``, ``file://``); the server must allow
-    requests of ranges. Raises ``VideoError`` naming the file.
+    requests of ranges. ``interpolation``: how PyAV scales; the other libraries have one way of their own (bicubic).
+    Raises ``VideoError`` naming the file.
     """
     path = local_path(os.fspath(path))
     if not is_url(path):
@@ -203,13 +206,13 @@ def open_video(path: str | Path, backend: Backend = "auto", short_side: int | No
     errors: list[str] = []
     for name in names:
         try:
-            return _open_with(name, path, short_side)
+            return _open_with(name, path, short_side, interpolation)
         except VideoError as error:
             errors.append(str(error))
     raise VideoError(errors[0])
 
 
-def _open_with(name: str, path: str, short_side: int | None) -> VideoReader:
+def _open_with(name: str, path: str, short_side: int | None, interpolation: Interpolation) -> VideoReader:
     if name == "decord":
         from jepa.data.decord_reader import DecordReader
 
@@ -220,7 +223,7 @@ def _open_with(name: str, path: str, short_side: int | None) -> VideoReader:
         return TorchcodecReader(path, short_side)
     from jepa.data.pyav_reader import PyavReader
 
-    return PyavReader(path, short_side)
+    return PyavReader(path, short_side, interpolation)
 
 
 def is_url(path: str) -> bool:

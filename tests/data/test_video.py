@@ -7,10 +7,12 @@ import multiprocessing
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from jepa.data import video
+from jepa.data.encoding import write_video
 from jepa.data.video import VideoError, available_backends, open_video, resize_frames, scaled_size
 
 BACKENDS = available_backends()
@@ -46,6 +48,36 @@ def test_a_process_forked_after_reading_can_read(backend, make_video):
     ended = child.exitcode
     child.kill()
     assert ended == 0, "still waiting" if ended is None else f"exit status {ended}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loader workers are forked on Linux only")
+def test_a_process_forked_after_the_users_own_conversions_can_read(make_video):
+    """PyAV keeps a scaler with threads for each thread that converted a frame; a forked process lacks those threads."""
+    path = make_video(count=20)
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            frame.to_ndarray(format="rgb24", width=36, height=24)
+    child = multiprocessing.get_context("fork").Process(target=read_all, args=(path, "pyav", 20))
+    child.start()
+    child.join(timeout=60)
+    ended = child.exitcode
+    child.kill()
+    assert ended == 0, "still waiting" if ended is None else f"exit status {ended}"
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_scaled_pictures_have_the_colours_of_pictures_scaled_afterwards(interpolation, tmp_path):
+    """Saturated stripes, whose colour is stored at half the resolution: the two ways agree to a few grey levels."""
+    columns = np.arange(96)
+    stripe = np.stack([127 + 120 * np.sin(columns / 12 + k) for k in (0, 2, 4)], axis=-1).astype(np.uint8)
+    frames = np.broadcast_to(stripe, (4, 64, 96, 3)).copy()
+    write_video(tmp_path / "stripes.mp4", frames, fps=8.0, crf=1)
+    with open_video(tmp_path / "stripes.mp4", "pyav") as reader:
+        afterwards = resize_frames(reader.read([1]), 24, 36, interpolation).astype(int)
+    with open_video(tmp_path / "stripes.mp4", "pyav", 24, interpolation) as reader:
+        scaled = reader.read([1]).astype(int)
+    assert abs(scaled - afterwards).max() <= 12  # 26 where colour is interpolated more coarsely than brightness
+    assert abs(scaled - afterwards).mean() < 4  # 8.6
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
