@@ -1,4 +1,4 @@
-"""What tests share: a tiny source of clips, a tiny training config, the message of a command that fails."""
+"""What tests share: clips and videos made on the spot, a small encoder, a tiny training config, a command's error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.types import ClipConfig
 
 
 def write_clips(path: Path, clips: int = 12, frames: int = 4, side: int = 32, seed: int = 0) -> Path:
@@ -55,3 +60,20 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert (status, len(errors)) == (2, 1), printed
     assert "Traceback" not in printed
     return errors[0]
+
+
+SMALL_CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=32)
+
+
+def small_encoder() -> Encoder:
+    """A random encoder of ``SMALL_CLIP``, the same at every call: 2 x 2 x 2 tokens, 24 wide."""
+    torch.manual_seed(0)
+    config = EncoderConfig(embed_dim=24, depth=2, num_heads=2, patch_size=16, tubelet_size=2)
+    return Encoder(config, SMALL_CLIP).eval()
+
+
+def moving(num_frames: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
+    """Smooth random frames uint8 ``[T, H, W, 3]`` (so that a codec keeps them) that drift over time."""
+    small = np.random.default_rng(seed).integers(0, 255, (6, 9, 3)).astype(np.uint8)
+    picture = np.asarray(Image.fromarray(small).resize((width + num_frames, height), Image.Resampling.BICUBIC))
+    return np.stack([picture[:, t : t + width] for t in range(num_frames)])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import SMALL_CLIP, moving, small_encoder
 from torch import Tensor
 
 import jepa
@@ -17,24 +18,15 @@ from jepa.data.video import VideoError, open_video
 from jepa.encode import encode
 from jepa.features import tubelet_times
 from jepa.load import load
-from jepa.models.encoder import Encoder, EncoderConfig
-from jepa.types import Batch, ClipConfig, TokenGrid
+from jepa.models.encoder import Encoder
+from jepa.types import Batch, TokenGrid
 
-CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=32)
+CLIP = SMALL_CLIP
 
 
 @pytest.fixture(scope="module")
 def model() -> Encoder:
-    torch.manual_seed(0)
-    config = EncoderConfig(embed_dim=24, depth=2, num_heads=2, patch_size=16, tubelet_size=2)
-    return Encoder(config, CLIP).eval()
-
-
-def moving(num_frames: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
-    """Smooth random frames (so that a codec keeps them) that drift over time."""
-    small = np.random.default_rng(seed).integers(0, 255, (6, 9, 3)).astype(np.uint8)
-    picture = np.asarray(Image.fromarray(small).resize((width + num_frames, height), Image.Resampling.BICUBIC))
-    return np.stack([picture[:, t : t + width] for t in range(num_frames)])
+    return small_encoder()
 
 
 @pytest.fixture(scope="module")

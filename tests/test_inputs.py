@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from support import SMALL_CLIP, moving, small_encoder
 from torch import Tensor, nn
 
 from jepa.data.encoding import write_video
@@ -26,20 +27,12 @@ from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.types import Batch, ClipConfig, TokenGrid
 from jepa.windows import WindowRule
 
-CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=32)
+CLIP = SMALL_CLIP
 
 
 @pytest.fixture(scope="module")
 def model() -> Encoder:
-    torch.manual_seed(0)
-    config = EncoderConfig(embed_dim=24, depth=2, num_heads=2, patch_size=16, tubelet_size=2)
-    return Encoder(config, CLIP).eval()
-
-
-def moving(num_frames: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 255, (6, 9, 3)).astype(np.uint8)
-    picture = np.asarray(Image.fromarray(small).resize((width + num_frames, height), Image.Resampling.BICUBIC))
-    return np.stack([picture[:, t : t + width] for t in range(num_frames)])
+    return small_encoder()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support import SMALL_CLIP, moving, small_encoder
 
 from app.cli import main
 from jepa import parts
@@ -29,29 +29,16 @@ from jepa.encode import encode
 from jepa.features import Features, open_features
 from jepa.features.store import FeatureFileError
 from jepa.models.attentive import AttentiveConfig, AttentiveProbe
-from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.models.encoder import Encoder
 from jepa.streaming import encode_files
-from jepa.types import ClipConfig
 
 ROOT = Path(__file__).parent.parent
-CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=32)
-
-
-def build_model() -> Encoder:
-    torch.manual_seed(0)
-    config = EncoderConfig(embed_dim=24, depth=2, num_heads=2, patch_size=16, tubelet_size=2)
-    return Encoder(config, CLIP).eval()
+CLIP = SMALL_CLIP
 
 
 @pytest.fixture(scope="module")
 def model() -> Encoder:
-    return build_model()
-
-
-def moving(num_frames: int, height: int = 32, width: int = 48, seed: int = 0) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 255, (6, 9, 3)).astype(np.uint8)
-    picture = np.asarray(Image.fromarray(small).resize((width + num_frames, height), Image.Resampling.BICUBIC))
-    return np.stack([picture[:, t : t + width] for t in range(num_frames)])
+    return small_encoder()
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +99,7 @@ from jepa.models.encoder import Encoder
 parts.PART_SECONDS = 0.0
 forward = Encoder.forward
 Encoder.forward = lambda self, *args, **more: time.sleep(0.05) or forward(self, *args, **more)
-t.encode_files({folder!r}, {out!r}, t.build_model(), batch_size=2, device="cpu", workers={workers}, **{variant!r})
+t.encode_files({folder!r}, {out!r}, t.small_encoder(), batch_size=2, device="cpu", workers={workers}, **{variant!r})
 """
 
 
@@ -128,7 +115,7 @@ def start(out: Path, folder: Path, variant: dict[str, Any], workers: int = 0, **
 def test_a_killed_job_goes_on_and_gives_the_same_file(folder: Path, tmp_path: Path) -> None:
     variant = VARIANTS[3]  # merging: rows of windows before the kill and after it are joined
     whole = tmp_path / "whole.parquet"
-    assert encode_files(folder, whole, build_model(), batch_size=2, workers=0, device="cpu", **variant).rows > 20
+    assert encode_files(folder, whole, small_encoder(), batch_size=2, workers=0, device="cpu", **variant).rows > 20
     out = tmp_path / "killed.parquet"
     for kill_after in (2, 7):  # the second part stands in the middle of the second video
         process = start(out, folder, variant)
@@ -172,7 +159,7 @@ def test_another_job_is_refused(
 ) -> None:
     out = tmp_path / "f.parquet"
     interrupted(out, folder, model, monkeypatch)
-    other = build_model()
+    other = small_encoder()
     other.norm.weight.data *= 2
     with pytest.raises(ValueError, match=r"another job \(settings.pool: 'mean' -> 'none'\).*or delete .*parquet.parts"):
         encode_files(folder, out, model, pool="none")
@@ -303,7 +290,7 @@ def test_stopped_after_any_part_the_rest_is_the_same(
 def test_two_processes_write_the_result_of_one(folder: Path, tmp_path: Path) -> None:
     variant = VARIANTS[3]
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    encode_files(folder, one, build_model(), batch_size=2, workers=0, device="cpu", **variant)
+    encode_files(folder, one, small_encoder(), batch_size=2, workers=0, device="cpu", **variant)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -352,8 +339,9 @@ def test_an_irregular_frame_rate_is_read_by_workers(model: Encoder, folder: Path
 def test_an_error_beside_workers_ends_the_process(folder: Path, tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_streaming import build_model, encode_files
-model = build_model()
+from support import small_encoder
+from test_streaming import encode_files
+model = small_encoder()
 model.forward = lambda *args, **kwargs: (_ for _ in ()).throw(ValueError("out of order"))
 videos, out = [{str(folder / "1.mp4")!r}] * 8, {str(tmp_path / "f.parquet")!r}
 encode_files(videos, out, model, batch_size=1, overlap=0.5, workers=2)
@@ -400,7 +388,7 @@ def test_the_command_reports_and_tells_failures(model: Encoder, folder: Path, tm
 
 
 def test_what_a_model_counts_and_how_it_is_set_up_belong_to_the_job(folder: Path, tmp_path: Path) -> None:
-    counting = build_model()
+    counting = small_encoder()
     counting.register_buffer("steps", torch.tensor(3))  # as batch norms have
     assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 1
     assert encode_files(folder / "0.mp4", tmp_path / "f.npz", counting).clips == 0
