@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode videos")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--cache-gb", type=float, default=4.0, help="features kept on disk; 0: none")
+    parser.add_argument("--cache-gb", type=float, default=20.0, help="most that features take on disk; 0: none kept")
     parser.add_argument(
         "--set", metavar="TASK.KEY=VALUE", action="append", default=[],
         help="a setting of the tasks retrieval, tracking, dense (docs/evaluation.md lists them); may be given again",

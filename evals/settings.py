@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
 from evals.task_configs import DenseConfig, RetrievalConfig, TrackingConfig
 from evals.watching import Watching
 from jepa.data.sources import SourceConfig
+from jepa.data.transforms import AugmentConfig
 
 BASELINES = ("random", "pixels")
+Allowance = Literal["leak", "unseen_classes"]
 UNPROBED = ("physics", "retrieval", "tracking")  # tasks that fit no probe
 
 
@@ -28,10 +30,21 @@ class EvalConfig:
     of the table each. ``baselines``: "random" (the same architecture, fresh weights from ``random_seed``) and "pixels".
     ``cells``: what linear, logistic and kNN probes see of an encoder: the means of so many parts of time, rows and
     columns side by side, (1, 1, 1) being the mean of all tokens. More cells where place matters (a face in the middle
-    of the picture); pixels always keep their place. ``segments``: clips per video. ``train_limit``: probe with only so
-    many training clips, drawn by the probe's seed.
-    ``cache_gb``: so much of the features is kept in the run directory, that another probe need not encode again
-    (0: nothing; tokens, which only attentive probes want, are what takes room). ``out``: folder for the results, and
+    of the picture); pixels always keep their place.
+    ``layers``: the outputs of these blocks side by side instead of the encoder's own output; ``sweep_layers``: every
+    block of ``layers`` (None: all blocks) also on its own, a row of the table each.
+    ``segments``: clips spread over each video, whose tokens are joined and whose vectors are averaged
+    (``join_segments`` False: each is classified on its own, and their probabilities are averaged). ``views``: crops of
+    every test clip along its longer side, whose probabilities are averaged (1: the centre). ``train_views``: views of
+    every training clip, the plain one and others augmented as ``augment`` says; a probe sees one of them at a time.
+    ``train_limit``: probe with only so many training clips, drawn by the probe's seed. ``few_shot``: also with so few
+    of them, class by class: "1%", "10%", or "5" clips of each class, each drawn ``few_shot_seeds`` times.
+    ``allow``: what is refused otherwise: "leak" (the same video in training and test), "unseen_classes" (test classes
+    that no training clip has).
+    ``cache``: encode once and keep the features on disk, for other probes too; False encodes anew in every step, with
+    ``augment`` and random times, as the published protocols do. Encoding stops before it starts if the features would
+    take more than ``cache_gb`` on disk (0: they are kept in memory only). ``memory_gb``: features larger than that are
+    read from the disk batch by batch, never all at once. ``out``: folder for the results, and
     for the features of a model without a run (``None``: see ``evals.subjects.home``).
     ``watching``: how the task "physics" watches videos; its pairs come from ``dataset``, ``test``, or the built-in
     world.
@@ -50,13 +63,24 @@ class EvalConfig:
     baselines: tuple[str, ...] = BASELINES
     random_seed: int = 1
     cells: tuple[int, int, int] = (1, 1, 1)
+    layers: tuple[int, ...] | None = None
+    sweep_layers: bool = False
     segments: int = 1
+    join_segments: bool = True
+    views: int = 1
+    train_views: int = 1
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     train_limit: int | None = None
+    few_shot: tuple[str, ...] = ()
+    few_shot_seeds: int = 3
+    allow: tuple[Allowance, ...] = ()
     batch_size: int = 16
     workers: int = 0
     device: str = "auto"
     precision: str = "auto"
-    cache_gb: float = 4.0
+    cache: bool = True
+    cache_gb: float = 20.0
+    memory_gb: float = 4.0
     out: str | None = None
     watching: Watching = field(default_factory=Watching)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
@@ -75,6 +99,15 @@ class EvalConfig:
             raise ValueError(f"cells must be at least 1 of time, rows and columns, not {self.cells}")
         if self.segments < 1 or self.batch_size < 1:
             raise ValueError(f"segments and batch_size must be at least 1, not {self.segments} and {self.batch_size}")
+        if min(self.views, self.train_views, self.few_shot_seeds) < 1:
+            raise ValueError(
+                f"views, train_views and few_shot_seeds must be at least 1, not {self.views}, {self.train_views} and "
+                f"{self.few_shot_seeds}"
+            )
+        if self.cache_gb < 0 or self.memory_gb < 0:
+            raise ValueError(f"cache_gb and memory_gb must not be negative: {self.cache_gb:g}, {self.memory_gb:g}")
+        if self.layers == ():
+            raise ValueError("layers is empty; leave it out for the encoder's own output, or name at least one block")
         if self.train_limit is not None and self.train_limit < 2:
             raise ValueError(f"train_limit must be at least 2 clips, not {self.train_limit}")
 
@@ -88,7 +121,12 @@ class Row(NamedTuple):
     by true class, then by predicted class. ``chosen``: the head's setting, chosen by ``held_out`` accuracy on training
     clips; ``heads``: ``setting``, ``accuracy`` and ``loss`` there of every head of the grid. ``heads_on_test``: test
     accuracies of the same heads and ``max_on_test`` the best of them, which some papers report; nothing is chosen by
-    them. ``num_undecodable`` of the ``num_test`` clips cannot be decoded, and count as errors everywhere."""
+    them. ``num_undecodable`` of the ``num_test`` clips cannot be decoded, and count as errors everywhere.
+    ``top5``: share of clips whose class is among the five most probable; ``recall_at_5``: the same class by class, mean
+    over the classes that the test set has (both None below six classes).
+    ``shots``: which part of the training clips, "all", "10%" or "5" of each class; ``seeds``: accuracy of each draw,
+    ``spread`` their standard deviation, and ``accuracy`` their mean. ``layer``: the block that was probed, of a sweep
+    over layers."""
 
     probe: str
     label: str
@@ -109,6 +147,19 @@ class Row(NamedTuple):
     num_undecodable: int
     num_classes: int
     seconds: float
+    top5: float | None = None
+    recall_at_5: float | None = None
+    shots: str = "all"
+    seeds: tuple[float, ...] = ()
+    spread: float | None = None
+    layer: int | None = None
+
+    @property
+    def variant(self) -> str:
+        """What sets this row apart from the plain one of the same probe: "", "10%", "5 per class" or "layer 3"."""
+        if self.shots != "all":
+            return self.shots if self.shots.endswith("%") else f"{self.shots} per class"
+        return "" if self.layer is None else f"layer {self.layer}"
 
 
 class TaskResult(NamedTuple):
