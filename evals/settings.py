@@ -150,7 +150,7 @@ class Row(NamedTuple):
     top5: float | None = None
     recall_at_5: float | None = None
     shots: str = "all"
-    seeds: tuple[float, ...] = ()
+    seeds: list[float] | None = None
     spread: float | None = None
     layer: int | None = None
 
