@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -91,6 +91,16 @@ class Rows:
         rows = rows.to(block.device)
         found = block[rows] if view is None else block[rows, view.to(block.device)]
         return found[..., self.columns]
+
+    @property
+    def draws(self) -> int:
+        """How many different ``view`` numbers ``gather`` and ``stream`` know of a clip."""
+        return self.shape[1]
+
+    def stream(self, plan: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """``gather(rows, view)`` for every pair of ``plan``, in order: one batch of a training step after the other."""
+        for rows, view in plan:
+            yield self.gather(rows, view)
 
     def chunks(self, size: int = 256) -> Iterator[Tensor]:
         """All clips in order, ``[<=size, R, N, D]`` at a time."""
