@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evals import compare_page, metrics
 from evals.outcome import PREDICTIONS, key
-from evals.sections import score_words
+from evals.tables import score_words
 from jepa.config import ConfigError, suggest
 
 WORDS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,22 +29,82 @@ class Panel(NamedTuple):
     log_scale: bool = False
 
 
+class Line(NamedTuple):
+    """One line of a chart; ``spread``: half the height of the band around it, at every point."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spread: Sequence[float] | None = None
+
+
+class Chart(NamedTuple):
+    """A diagram over any quantity: ``ticks`` are places on the x axis and their words (none: the usual numbers);
+    ``level`` a dashed line across (name, value)."""
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str
+    y_label: str
+    ticks: Sequence[tuple[float, str]] = ()
+    log_x: bool = False
+    level: tuple[str, float] | None = None
+
+
+def charts(wanted: Sequence[Chart], columns: int = 2) -> str:
+    """Diagrams as one SVG data URI with no background; '' for none."""
+    if not wanted:
+        return ""
+    columns = min(columns, len(wanted))
+    figure, save = _figure(5.6 * columns, 3.4 * -(-len(wanted) // columns))
+    for place, chart in enumerate(wanted):
+        axes = figure.add_subplot(-(-len(wanted) // columns), columns, place + 1)
+        for line, colour in zip(chart.lines, COLOURS * (1 + len(chart.lines) // len(COLOURS))):
+            axes.plot(line.x, line.y, color=colour, linewidth=1.8, label=line.name, marker="o", markersize=3.5)
+            if line.spread is not None:
+                edges = [[y + sign * s for y, s in zip(line.y, line.spread, strict=True)] for sign in (-1, 1)]
+                axes.fill_between(line.x, *edges, color=colour, alpha=0.15, linewidth=0)
+        if chart.level is not None:
+            axes.axhline(chart.level[1], color=INK, linewidth=1.2, linestyle="--", label=chart.level[0])
+        if chart.log_x:
+            axes.set_xscale("log")
+        if chart.ticks:
+            axes.set_xticks([x for x, _ in chart.ticks], [words for _, words in chart.ticks])
+            axes.minorticks_off()
+        axes.set_xlabel(chart.x_label, color=INK, fontsize=8)
+        axes.set_ylabel(chart.y_label, color=INK, fontsize=8)
+        _style(axes, Panel(chart.title, ()))
+    return save()
+
+
+def _figure(width: float, height: float) -> tuple[Any, Callable[[], str]]:
+    """A transparent figure, and how it becomes an SVG data URI."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0.0)
+
+    def save() -> str:
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True)
+        return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+
+    return figure, save
+
+
 def curves(records: Sequence[Mapping[str, Any]], panels: Sequence[Panel], columns: int = 3) -> str:
     """Diagrams over the training step from the lines of metrics.jsonl, as one SVG data URI with no background.
 
     Series that the log does not have are left out, and so are panels without any series; '' when none is left.
     """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
     known = {name for record in records for name in record}
     panels = [p for p in panels if any(name in known for name, _ in p.series)]
     if not panels:
         return ""
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.9 * columns, 2.65 * rows), layout="constrained")
-    FigureCanvasSVG(figure)
-    figure.patch.set_alpha(0.0)
+    figure, save = _figure(3.9 * columns, 2.65 * rows)
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         for (name, shown), colour in zip(panel.series, COLOURS):
@@ -53,9 +113,7 @@ def curves(records: Sequence[Mapping[str, Any]], panels: Sequence[Panel], column
                 marker = "o" if len(points) < 30 else ""
                 axes.plot(*zip(*points), color=colour, linewidth=1.6, label=shown, marker=marker, markersize=2.5)
         _style(axes, panel)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True)
-    return "data:image/svg+xml;base64," + base64.b64encode(text.getvalue().encode()).decode()
+    return save()
 
 
 def _style(axes: Any, panel: Panel) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
-from evals import drawing, metrics, page, sections
+from evals import drawing, metrics, page, sections, tables, variant_sections
 from evals.labelled import Labelled
 from evals.outcome import MAX_ON_TEST, Outcome
+from evals.settings import variant_words
 from jepa.data.sampling import ShortVideoError
 from jepa.data.video import VideoError, resize_frames, scaled_size
 from jepa.logging import duration
@@ -24,16 +24,19 @@ THUMBNAIL = 104  # pixels of the short side
 
 def draw(results: Mapping[str, Any], outcomes: Sequence[Outcome], test: Labelled, clip: ClipConfig) -> str:
     """The whole page. ``results``: what results.json holds; ``clip``: that of the first encoder, for thumbnails."""
-    first = [o for o in outcomes if (o.row.probe, o.row.encoder) == (outcomes[0].row.probe, outcomes[0].row.encoder)]
+    one = outcomes[0].row
+    first = [o for o in outcomes if (o.row.probe, o.row.encoder, o.row.variant) == (one.probe, one.encoder, "")]
     body = [
         f"<h1>{page.escape(results['model'])}, frozen</h1>",
         page.text(sections.headline(results)),
         page.facts(_head(results, first)),
         sections.probe_section(results),
+        variant_sections.label_section(results),
+        variant_sections.layer_section(results),
         *(_label_section(outcome, test, clip) for outcome in first),
         _undecodable_section(results),
         _heads_section(results),
-        _run_section(results),
+        sections.run_section(results),
     ]
     return page.page(f"Eval of {results['model']}", body)
 
@@ -141,43 +144,30 @@ def _heads_section(results: Mapping[str, Any]) -> str:
     """Every head of the grid on held-out training clips and, apart, on the test set."""
     lines, grids = [], []
     for row in results["rows"]:
-        name = f"{row['probe']}, {row['label']}, {row['encoder']}"
+        variant = variant_words(row.get("shots", "all"), row.get("layer"))
+        name = ", ".join(part for part in (row["probe"], row["label"], row["encoder"], variant) if part)
         lines.append([
-            row["probe"], row["label"], row["encoder"], sections.setting_words(row["chosen"]),
-            *(f"{100 * row[key]:.1f}" for key in ("held_out", "accuracy", "max_on_test")),
+            row["probe"], row["label"], row["encoder"], variant, tables.setting_words(row["chosen"]),
+            *(tables.share(row[key]) for key in ("held_out", "accuracy", "max_on_test")),
         ])  # fmt: skip
         grid = [
             [
-                sections.setting_words(head["setting"]), f"{100 * head['accuracy']:.1f}", f"{100 * share:.1f}",
+                tables.setting_words(head["setting"]), tables.share(head["accuracy"]), tables.share(share),
                 "reported" if head["setting"] == row["chosen"] else "",
             ]
             for head, share in zip(row["heads"], row["heads_on_test"], strict=True)
         ]  # fmt: skip
-        grids.append(page.details(name, page.table(["head", "held out", "test (not used)", ""], grid)))
+        if grid:
+            grids.append(page.details(name, page.table(["head", "held out", "test (not used)", ""], grid)))
+    head = ["probe", "label", "encoder", "variant", "chosen head", "held out", "test, reported", MAX_ON_TEST]
+    if not any(line[3] for line in lines):
+        head, *lines = ([*line[:3], *line[4:]] for line in (head, *lines))
     return page.section(
         "Heads",
         page.text(
             "The head with the best accuracy on held-out training clips is reported. What the best head on the test "
             "set would have scored stands beside it for comparison with papers that choose there: it flatters."
         ),
-        page.card(
-            page.table(["probe", "label", "encoder", "chosen head", "held out", "test, reported", MAX_ON_TEST], lines)
-        ),
+        page.card(page.table(head, lines)),
         page.card(*grids),
-    )
-
-
-def _run_section(results: Mapping[str, Any]) -> str:
-    models = [
-        [name, m["model"], m["checkpoint"] or "", m["encoder_hash"]] for name, m in results["models"].items()
-    ]  # fmt: skip
-    versions = {"this toolkit": results["code_version"], **results["versions"]}
-    return page.section(
-        "What was run",
-        page.card(page.table(["encoder", "model", "checkpoint", "hash of its weights"], models)),
-        page.card(page.table(["stage", "time"], [[k, duration(v)] for k, v in results["seconds"].items()])),
-        page.card(page.table(["program", "version"], [list(pair) for pair in versions.items()])),
-        page.card(
-            page.details("The whole configuration", page.code(yaml.safe_dump(results["config"], sort_keys=False)))
-        ),
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # torch is imported only once a command runs
     from evals.datasets import DatasetConfig
-    from evals.settings import EvalConfig, Row
+    from evals.settings import EvalConfig
     from evals.watching import Watching
 
 COMPARE = "compare"  # a first word that is no model (./compare is one)
@@ -213,6 +213,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     stage, the ``config``, and ``facts`` about encoder, clips and data. Several probes at once share the features.
     """
     from evals.subjects import results_folder
+    from evals.tables import table
     from evals.tasks import TASKS
     from jepa.checkpoint import code_version
     from jepa.config import ConfigError, suggest, to_dict
@@ -245,24 +246,6 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     except OSError as error:
         raise ConfigError(f"results cannot be written to {folder}: {error.strerror or error}; choose --out") from None
     return results
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line per probe and label, a column per encoder, accuracies in per cent with errors and intervals."""
-    from evals.sections import score_words
-
-    encoders = list(dict.fromkeys(row.encoder for row in rows))
-    head = ["probe", "label", *encoders, "chance", "classes", "train clips", "test clips"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    groups: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        groups.setdefault((row.probe, row.label), {})[row.encoder] = row
-    for (probe, label), by_encoder in groups.items():
-        any_row = next(iter(by_encoder.values()))
-        scores = [score_words(by_encoder[name]._asdict()) for name in encoders]
-        sizes = [f"{100 * any_row.chance:.1f}", any_row.num_classes, any_row.num_train, any_row.num_test]
-        lines.append("| " + " | ".join(str(cell) for cell in [probe, label, *scores, *sizes]) + " |")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

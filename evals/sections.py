@@ -10,7 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from evals import drawing, page
+from evals import drawing, page, tables
 from evals.drawing import Panel
 from evals.harness import Representation
 from jepa.config import from_dict
@@ -46,7 +46,8 @@ def frame_rate(clip: ClipConfig) -> float:
 
 def headline(results: Mapping[str, Any]) -> str:
     """The outcome in one sentence per label, from the first probe of the results."""
-    rows = [row for row in results["rows"] if row["probe"] == results["rows"][0]["probe"]]
+    plain = tables.plain(results["rows"])
+    rows = [row for row in plain if row["probe"] == plain[0]["probe"]]
     sentences = []
     for label in dict.fromkeys(row["label"] for row in rows):
         by_name = {row["encoder"]: row for row in rows if row["label"] == label}
@@ -85,22 +86,15 @@ def head_facts(
 
 
 def probe_section(results: Mapping[str, Any]) -> str:
-    """Bars and a table: accuracies beside the baselines, with chance."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in results["rows"]:
+    """Bars and a table: accuracies beside the baselines, with chance; below, other measures that rows have."""
+    rows = tables.plain(results["rows"])
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
         groups.setdefault((row["probe"], row["label"]), []).append(row)
-    bars, lines, best = [], [], []
-    for (probe, label), rows in groups.items():
-        values = [(r["encoder"], r["accuracy"], r["error"]) for r in rows]
-        bars.append(page.bars(f"{label}, {probe} probe", values, rows[0]["chance"]))
-        scores = [score_words(r).replace(", ", ",\u00a0") for r in rows]  # intervals stay in one piece
-        lines.append([
-            probe, label, *scores, f"{100 * rows[0]['chance']:.1f}", rows[0]["num_classes"], rows[0]["num_train"],
-            rows[0]["num_test"],
-        ])  # fmt: skip
-        best.append(2 + max(range(len(rows)), key=lambda i: rows[i]["accuracy"]))
-    names = [row["encoder"] for row in next(iter(groups.values()))]
-    head = ["probe", "label", *names, "chance", "classes", "train clips", "test clips"]
+    bars = [
+        page.bars(f"{label}, {probe} probe", [(r["encoder"], r["accuracy"], r["error"]) for r in own], own[0]["chance"])
+        for (probe, label), own in groups.items()
+    ]
     explained = page.text(
         "Accuracy on test clips in per cent, ± one standard error of so many test clips (not the spread over "
         "seeds: this is one run), and the 95 % bootstrap interval over test clips. The encoder is frozen; only the "
@@ -114,19 +108,15 @@ def probe_section(results: Mapping[str, Any]) -> str:
         "Probes",
         explained,
         page.card(f'<div class="bars">{"".join(bars)}</div>'),
-        page.card(page.table(head, lines, best)),
+        page.card(table(tables.main_table(rows))),
+        page.card(table(tables.measure_table(rows))),
     )
 
 
-def score_words(row: Mapping[str, Any]) -> str:
-    """An accuracy with its standard error and its bootstrap interval, in per cent."""
-    low, high = row["interval"]
-    return f"{100 * row['accuracy']:.1f} ± {100 * row['error']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def setting_words(setting: Mapping[str, float]) -> str:
-    """A head's setting, for tables."""
-    return ", ".join(f"{name} {value:g}" for name, value in setting.items())
+def table(found: tables.Table) -> str:
+    """A table as HTML, intervals in one piece; '' without lines."""
+    lines = [[cell.replace(", ", ",\u00a0") for cell in line] for line in found.lines]
+    return page.table(found.head, lines, found.best) if lines else ""
 
 
 def curve_section(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
@@ -247,9 +237,9 @@ def recipe_section(
     times = dict(seconds) or dict(results["seconds"])
     table = page.table(["stage", "time"], [[name, duration(value)] for name, value in times.items()])
     heads = []
-    for row in results["rows"]:
-        setting = setting_words(row["chosen"])
-        heads.append([row["probe"], row["label"], row["encoder"], setting, f"{100 * row['held_out']:.1f}"])
+    for row in tables.plain(results["rows"]):
+        setting = tables.setting_words(row["chosen"])
+        heads.append([row["probe"], row["label"], row["encoder"], setting, tables.share(row["held_out"])])
     chosen = page.table(["probe", "label", "encoder", "chosen head", "held-out accuracy"], heads)
     return page.section(
         "Recipe and timings",
@@ -262,4 +252,21 @@ def recipe_section(
             page.details("Probe heads chosen on held-out training clips", chosen),
         ),
         page.text(f"Code version {results['code_version']}, {of}.", soft=True),
+    )
+
+
+def run_section(results: Mapping[str, Any]) -> str:
+    """Models, times, versions and the whole configuration."""
+    models = [
+        [name, m["model"], m["checkpoint"] or "", m["encoder_hash"]] for name, m in results["models"].items()
+    ]  # fmt: skip
+    versions = {"this toolkit": results["code_version"], **results["versions"]}
+    return page.section(
+        "What was run",
+        page.card(page.table(["encoder", "model", "checkpoint", "hash of its weights"], models)),
+        page.card(page.table(["stage", "time"], [[k, duration(v)] for k, v in results["seconds"].items()])),
+        page.card(page.table(["program", "version"], [list(pair) for pair in versions.items()])),
+        page.card(
+            page.details("The whole configuration", page.code(yaml.safe_dump(results["config"], sort_keys=False)))
+        ),
     )

@@ -157,9 +157,14 @@ class Row(NamedTuple):
     @property
     def variant(self) -> str:
         """What sets this row apart from the plain one of the same probe: "", "10%", "5 per class" or "layer 3"."""
-        if self.shots != "all":
-            return self.shots if self.shots.endswith("%") else f"{self.shots} per class"
-        return "" if self.layer is None else f"layer {self.layer}"
+        return variant_words(self.shots, self.layer)
+
+
+def variant_words(shots: str, layer: int | None) -> str:
+    """``Row.variant`` of a row that is plain data."""
+    if shots != "all":
+        return shots if shots.endswith("%") else f"{shots} per class"
+    return "" if layer is None else f"layer {layer}"
 
 
 class TaskResult(NamedTuple):
