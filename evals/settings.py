@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
-from evals.task_configs import DenseConfig, RetrievalConfig, TrackingConfig
+from evals.task_configs import AnticipationConfig, ClipChanges, DenseConfig, RetrievalConfig, TrackingConfig
 from evals.watching import Watching
 from jepa.data.sources import SourceConfig
 from jepa.data.transforms import AugmentConfig
@@ -28,6 +28,7 @@ class EvalConfig:
     data set instead of both. ``labels``: columns of these sources that are probed one by one on the same features;
     empty: the sources' own label, or all labels of the data set. ``probes``: one row
     of the table each. ``baselines``: "random" (the same architecture, fresh weights from ``random_seed``) and "pixels".
+    ``clip``: what is different from the models' own clips (frames, rate, size).
     ``cells``: what linear, logistic and kNN probes see of an encoder: the means of so many parts of time, rows and
     columns side by side, (1, 1, 1) being the mean of all tokens. More cells where place matters (a face in the middle
     of the picture); pixels always keep their place.
@@ -48,7 +49,7 @@ class EvalConfig:
     for the features of a model without a run (``None``: see ``evals.subjects.home``).
     ``watching``: how the task "physics" watches videos; its pairs come from ``dataset``, ``test``, or the built-in
     world.
-    ``retrieval``, ``tracking``, ``dense``: settings of the tasks of these names.
+    ``anticipation``, ``retrieval``, ``tracking``, ``dense``: settings of the tasks of these names.
     """
 
     run: str
@@ -62,6 +63,7 @@ class EvalConfig:
     probes: tuple[ProbeConfig, ...] = field(default_factory=lambda: (ProbeConfig(),))
     baselines: tuple[str, ...] = BASELINES
     random_seed: int = 1
+    clip: ClipChanges = field(default_factory=ClipChanges)
     cells: tuple[int, int, int] = (1, 1, 1)
     layers: tuple[int, ...] | None = None
     sweep_layers: bool = False
@@ -83,6 +85,7 @@ class EvalConfig:
     memory_gb: float = 4.0
     out: str | None = None
     watching: Watching = field(default_factory=Watching)
+    anticipation: AnticipationConfig = field(default_factory=AnticipationConfig)
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
@@ -108,6 +111,8 @@ class EvalConfig:
             raise ValueError(f"cache_gb and memory_gb must not be negative: {self.cache_gb:g}, {self.memory_gb:g}")
         if self.layers == ():
             raise ValueError("layers is empty; leave it out for the encoder's own output, or name at least one block")
+        if self.clip and self.task == "physics":
+            raise ValueError("the task physics cuts windows: set watching.num_frames and watching.clip_fps, not clip")
         if self.train_limit is not None and self.train_limit < 2:
             raise ValueError(f"train_limit must be at least 2 clips, not {self.train_limit}")
 

@@ -32,7 +32,10 @@ def open_subjects(config: EvalConfig) -> list[Subject]:
     if taken:
         raise ConfigError(f"the name {taken[0]!r} stands for two columns of the table; write a path as ./{taken[0]}")
     models = [config.run, *config.against]
-    return [Subject(name, model, load(model, config.weights)) for name, model in zip(names, models, strict=True)]
+    return [
+        Subject(name, model, config.clip.apply(load(model, config.weights), model))
+        for name, model in zip(names, models, strict=True)
+    ]
 
 
 def run_state(model: str) -> dict[str, Any] | None:

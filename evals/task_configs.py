@@ -1,14 +1,84 @@
-"""Settings of the tasks that fit no classifier on clips: retrieval, tracking, dense prediction.
+"""Settings of single tasks (anticipation, retrieval, tracking, dense prediction), and of the clips that all of them see.
 
 On the command line ``jepa eval MODEL --task TASK --set TASK.KEY=VALUE``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
+from jepa.config import ConfigError
+from jepa.job import EncodeOptions
+from jepa.models.base import ClipEncoder
+from jepa.models.encoder import Encoder
+from jepa.types import Fit
+
 Degrade = Literal["crop", "noise", "brightness", "shift", "combined"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipChanges:
+    """What is different from the models' own clips; None: nothing. ``num_frames`` and ``crop_size`` must suit the
+    models' tubelets and patches; a ``short_side`` grows along with ``crop_size``. ``fps`` (frames per second) or
+    ``frame_step`` (every n-th frame of the file) replaces the models' rate.
+
+    Holds for models of this toolkit and published JEPAs, those of ``against`` too; timm models name their clip in
+    their own name (``timm:NAME?frames=8&fps=4&size=224``), and are refused here.
+    """
+
+    num_frames: int | None = None
+    fps: float | None = None
+    frame_step: int | None = None
+    crop_size: int | None = None
+    fit: Fit | None = None
+
+    def __post_init__(self) -> None:
+        if self.fps is not None and self.frame_step is not None:
+            raise ValueError(f"set one of fps and frame_step, not both ({self.fps:g} and {self.frame_step})")
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, f.name) is not None for f in fields(self))
+
+    def apply(self, encoder: ClipEncoder, name: str) -> ClipEncoder:
+        """``encoder`` with its clip and token grid changed. Raises ``ConfigError`` for one that refuses this clip."""
+        if not self:
+            return encoder
+        if not isinstance(encoder, Encoder):
+            raise ConfigError(f"clip cannot be changed for {name}: say it in the name, as timm:NAME?frames=8&size=224")
+        asked = EncodeOptions(
+            num_frames=self.num_frames, clip_fps=self.fps, crop_size=self.crop_size, fit=self.fit
+        )  # fmt: skip
+        clip = asked.clip_of(encoder)
+        if self.frame_step is not None:
+            clip = replace(clip, frame_step=self.frame_step, fps=None, duration_s=None)
+        shape = (encoder.config.in_channels, clip.num_frames, clip.crop_size, clip.crop_size)
+        try:
+            encoder.grid = encoder.grid_of(shape)
+        except ValueError as error:
+            raise ConfigError(f"clip does not suit {name}: {error}") from None
+        encoder.clip = clip
+        return encoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnticipationConfig:
+    """Clips end ``anticipation_s`` seconds before the action that is to be named.
+
+    ``predict``: the model's predictor adds the tokens of the tubelet in which the action starts, behind those of the
+    clip, as in V-JEPA 2 (arXiv 2506.09985, section on action anticipation); models without such a predictor show the
+    clip alone, and the results say so. ``mask_token``: which of the predictor's mask tokens stands there.
+    """
+
+    anticipation_s: float = 1.0
+    predict: bool = True
+    mask_token: int = 0
+
+    def __post_init__(self) -> None:
+        if self.anticipation_s < 0:
+            raise ValueError(f"anticipation.anticipation_s must be at least 0 seconds, not {self.anticipation_s}")
+        if self.mask_token < 0:
+            raise ValueError(f"anticipation.mask_token must be at least 0, not {self.mask_token}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
