@@ -1,128 +1,30 @@
-"""The one way from clips to frozen features: read once, encoded once by every model, cached on disk.
-
-A *representation* turns a batch of clips into tokens and one vector per clip. Three stand side by side in every eval:
-the trained encoder, the same architecture with fresh random weights, and the raw pixels. Whatever a probe finds in the
-last two it has not learned from pretraining. Further encoders may stand beside them; each sees clips cut and normalised
-as it was made for.
-"""
+"""The one way from clips to frozen features: read once, encoded once by every model, cached on disk."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from evals.preprocess import pool_cells
-from evals.settings import EvalConfig
-from jepa.config import ConfigError, to_dict
+from evals.representations import Encoded, Representation
+from evals.rows import Rows
+from jepa.config import ConfigError
 from jepa.data.batches import Failure, eval_batches
 from jepa.data.loader import eval_options
 from jepa.data.sources import Source
 from jepa.data.transforms import ClipTransform
 from jepa.distributed import Run
-from jepa.models.base import ClipEncoder
 from jepa.types import ClipConfig, TokenGrid
 
 log = logging.getLogger("jepa")
-
-
-class Encoded(NamedTuple):
-    """What a representation makes of B clips: ``tokens`` ``[B, N, D]`` and one ``vector`` ``[B, V]`` each."""
-
-    tokens: Tensor
-    vector: Tensor
-
-
-class Representation(Protocol):
-    """``name`` for tables, ``fingerprint`` for the cache, the ``clip`` it wants, ``grid`` of its tokens, encoding."""
-
-    name: str
-    fingerprint: str
-    clip: ClipConfig
-    grid: TokenGrid
-
-    def __call__(self, clip: Tensor) -> Encoded:
-        """Encode float clips ``[B, C, T, H, W]``, cropped and normalised."""
-        ...
-
-
-class EncoderRepresentation:
-    """A frozen encoder; the vector is the mean of its tokens, or one mean for each of ``cells`` parts of the grid."""
-
-    def __init__(self, name: str, encoder: ClipEncoder, run: Run, cells: tuple[int, int, int] = (1, 1, 1)) -> None:
-        self.name, self.run, self.cells = name, run, cells
-        self.fingerprint = f"{encoder_hash(encoder)}-{run.precision}"
-        if cells != (1, 1, 1):
-            self.fingerprint += "-cells{}x{}x{}".format(*cells)
-        self.encoder = encoder.to(run.device).eval()
-        self.clip, self.grid = encoder.clip, encoder.grid
-
-    @torch.inference_mode()
-    def __call__(self, clip: Tensor) -> Encoded:
-        with self.run.autocast():
-            tokens = self.encoder(clip)
-        tokens = tokens.float()
-        if self.cells == (1, 1, 1):
-            return Encoded(tokens, tokens.mean(dim=1))
-        return Encoded(tokens, pool_cells(tokens, self.grid, self.cells).flatten(1))
-
-
-class Pixels:
-    """No encoder: the floor that an encoder must clear.
-
-    The vector is the clip averaged down to at most ``side`` x ``side`` pixels in every frame, flattened: position and
-    time are kept, as no mean over tokens is taken. A token is its tubelet averaged down to at most 4 x 4 pixels, with
-    sines and cosines of its time, row and column beside it (an encoder's tokens know their place too).
-    """
-
-    def __init__(self, clip: ClipConfig, grid: TokenGrid, side: int = 16) -> None:
-        self.name, self.clip, self.grid = "pixels", clip, grid
-        self.side = min(side, clip.crop_size)
-        self.cell = (clip.num_frames // grid.t, min(clip.crop_size // grid.h, 4))
-        self.fingerprint = f"pixels-{self.side}-{self.cell}-{tuple(grid)}"
-
-    @torch.inference_mode()
-    def __call__(self, clip: Tensor) -> Encoded:
-        vector = F.adaptive_avg_pool3d(clip, (clip.shape[2], self.side, self.side)).flatten(1)
-        (t, h, w), (pt, p) = self.grid, self.cell
-        small = F.adaptive_avg_pool3d(clip, (t * pt, h * p, w * p))
-        small = small.view(len(clip), clip.shape[1], t, pt, h, p, w, p)
-        tokens = small.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(len(clip), self.grid.size, -1)
-        place = _places(self.grid).to(clip).expand(len(clip), -1, -1)
-        return Encoded(torch.cat((tokens, place), dim=-1), vector)
-
-
-def _places(grid: TokenGrid, octaves: int = 4) -> Tensor:
-    """Sines and cosines of every token's relative time, row and column, ``[N, 6 * octaves]``."""
-    relative = (grid.coordinates(grid.ids()) + 0.5) / torch.tensor(grid)
-    angles = relative[..., None] * torch.pi * 2.0 ** torch.arange(octaves)
-    return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(1)
-
-
-def random_twin(encoder: ClipEncoder, seed: int) -> ClipEncoder:
-    """The same architecture with fresh weights: every encoder is built from its config and clip."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return type(encoder)(encoder.config, encoder.clip).eval().requires_grad_(False)
-
-
-def encoder_hash(encoder: ClipEncoder) -> str:
-    """Short hash of configuration and weights."""
-    digest = hashlib.sha256(json.dumps([to_dict(encoder.config), to_dict(encoder.clip)]).encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def source_hash(source: Source) -> str:
@@ -140,25 +42,35 @@ def source_hash(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_representations(config: EvalConfig, encoders: Mapping[str, ClipEncoder], run: Run) -> list[Representation]:
-    """The encoders by name, then the baselines of the first one, in the order of the table."""
-    found: list[Representation] = [EncoderRepresentation(name, e, run, config.cells) for name, e in encoders.items()]
-    first = next(iter(encoders.values()))
-    if "random" in config.baselines:
-        found.append(EncoderRepresentation("random", random_twin(first, config.random_seed), run, config.cells))
-    if "pixels" in config.baselines:
-        found.append(Pixels(first.clip, first.grid))
-    return found
-
-
 class FeatureSet(NamedTuple):
-    """Features of every usable clip of a source. ``items`` int64 ``[K]``: its position there; ``tokens``
-    ``[K, N, D]`` or ``None`` when no probe wants them; ``vectors`` ``[K, V]``; ``grid`` of the tokens."""
+    """Features of every usable clip of a source, R views of each. ``items`` int64 ``[K]``: its position there;
+    ``tokens`` ``[K, R, N, D]``, or ``None`` when no probe wants them; ``vectors`` ``[K, R, 1, V]``; ``grid`` of the
+    tokens. ``levels``: the blocks whose outputs stand side by side along D (and along V), ``widths`` of a token each;
+    None: the encoder's own output. ``failures``: why other items have no features, by item."""
 
     items: Tensor
-    tokens: Tensor | None
-    vectors: Tensor
+    tokens: Rows | None
+    vectors: Rows
     grid: TokenGrid
+    levels: tuple[int, ...] | None = None
+    widths: tuple[int, ...] = ()
+    failures: Mapping[int, str] = {}
+
+    def matrix(self) -> Tensor:
+        """One vector per clip, the mean over its views: float32 ``[K, V]``, in memory."""
+        return torch.cat([part.float().mean(dim=(1, 2)) for part in self.vectors.chunks()])
+
+    def level(self, number: int) -> FeatureSet:
+        """Only the output of block ``number``, one of ``levels``."""
+        assert self.levels is not None
+        place = self.levels.index(number)
+        first, last = sum(self.widths[:place]), sum(self.widths[: place + 1])
+        cells = self.vectors.shape[-1] // sum(self.widths)  # a vector holds as many means of each level
+        return self._replace(
+            tokens=None if self.tokens is None else self.tokens.part(first, last),
+            vectors=self.vectors.part(first * cells, last * cells),
+            levels=(number,), widths=(self.widths[place],),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +109,7 @@ def _features_of_clip(
     found: dict[str, FeatureSet] = {}
     missing: list[Representation] = []
     for representation in representations:
-        known = _read(options, f"{representation.fingerprint}-{stem}", representation.grid)
+        known = _read(options, f"{representation.fingerprint}-{stem}", representation)
         if known is None:
             missing.append(representation)
         else:
@@ -230,23 +142,25 @@ def _encode_all(
         log.warning("left out of the eval: %s", failure.reason)
     if not items:
         raise ConfigError(f"{source.config.path}: no clip can be decoded; the first: {failures[0].reason}")
-    return {r.name: _gather(torch.cat(items), parts[r.name], r.grid, options) for r in representations}
+    return {r.name: _gather(torch.cat(items), parts[r.name], r, options) for r in representations}
 
 
-def _gather(index: Tensor, parts: list[Encoded], grid: TokenGrid, options: FeatureOptions) -> FeatureSet:
+def _gather(index: Tensor, parts: list[Encoded], of: Representation, options: FeatureOptions) -> FeatureSet:
     """Clips to items: the mean vector of an item's segments, and their tokens one after the other."""
     items, segments = index.unique_consecutive(), options.segments
     vectors = torch.cat([part.vector for part in parts]).unflatten(0, (len(items), segments)).mean(dim=1)
     tokens = None
     if options.tokens:
         tokens = torch.cat([part.tokens for part in parts]).unflatten(0, (len(items), segments)).flatten(1, 2)
-    return FeatureSet(items, tokens, vectors, grid._replace(t=grid.t * segments))
+    found = None if tokens is None else Rows.of(tokens)
+    grid = of.grid._replace(t=of.grid.t * segments)
+    return FeatureSet(items, found, Rows.of(vectors), grid, of.levels, of.widths()[0])
 
 
 # ---- cache: one .npy per array, so that tokens (large) are read only when a probe wants them -----------------------
 
 
-def _read(options: FeatureOptions, key: str, grid: TokenGrid) -> FeatureSet | None:
+def _read(options: FeatureOptions, key: str, of: Representation) -> FeatureSet | None:
     if options.cache_dir is None:
         return None
     arrays = []
@@ -260,15 +174,17 @@ def _read(options: FeatureOptions, key: str, grid: TokenGrid) -> FeatureSet | No
             log.warning("feature cache %s is damaged and will be written again", path)
             return None
     items, vectors = arrays[:2]
-    grid = grid._replace(t=grid.t * options.segments)
-    return FeatureSet(items, arrays[2] if options.tokens else None, vectors, grid)
+    grid = of.grid._replace(t=of.grid.t * options.segments)
+    tokens = Rows.of(arrays[2]) if options.tokens else None
+    return FeatureSet(items, tokens, Rows.of(vectors), grid, of.levels, of.widths()[0])
 
 
 def _write(options: FeatureOptions, key: str, features: FeatureSet) -> None:
     """Write beside the final place, then rename: no half file is ever read. A full disk only costs time."""
     if options.cache_dir is None:
         return
-    arrays = {"items": features.items, "vectors": features.vectors, "tokens": features.tokens}
+    tokens = None if features.tokens is None else features.tokens.blocks[0][:, 0]
+    arrays = {"items": features.items, "vectors": features.matrix(), "tokens": tokens}
     try:
         options.cache_dir.mkdir(parents=True, exist_ok=True)
         used = sum(path.stat().st_size for path in options.cache_dir.iterdir())

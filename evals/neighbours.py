@@ -32,8 +32,9 @@ def find_neighbours(train: Mapping[str, FeatureSet], test: Mapping[str, FeatureS
     """The ``count`` nearest training clips of every test clip, by cosine of vectors (standardised on the former)."""
     found = {}
     for name, features in train.items():
-        mean, inverse = standardiser(features.vectors, torch.arange(len(features.vectors)))
-        bank, queries = ((x.vectors - mean) * inverse for x in (features, test[name]))
+        vectors = features.matrix()
+        mean, inverse = standardiser(vectors.split(256))
+        bank, queries = ((x - mean) * inverse for x in (vectors, test[name].matrix()))
         # A collapsed encoder's vectors are zero: they are as near to any other (0), and no reason to stop.
         directions = normalize(bank), normalize(queries)
         found[name] = torch.from_numpy(nearest(*directions, count, "dot").ids)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.harness import random_twin
+from evals.representations import random_twin
 from evals.watching import Watching, watched_clip
 from jepa.config import ConfigError, to_dict
 from jepa.data.settings import eval_options

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from evals import page, sections
-from evals.harness import FeatureOptions, build_representations, compute_features
+from evals.harness import FeatureOptions, compute_features
 from evals.labelled import open_labelled
 from evals.neighbours import agreement_table, find_neighbours, gallery
 from evals.physics_section import physics_section
+from evals.representations import build_representations
 from evals.settings import EvalConfig
 from evals.subjects import TRAINED, home, open_subjects, run_state
 from jepa.config import ConfigError, from_dict

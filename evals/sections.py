@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evals import drawing, page, tables
 from evals.drawing import Panel
-from evals.harness import Representation
+from evals.representations import Representation
 from jepa.config import from_dict
 from jepa.logging import duration
 from jepa.masks import MaskConfig, build_masks

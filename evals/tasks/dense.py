@@ -20,18 +20,10 @@ from torch import Tensor
 from evals import dense_metrics
 from evals.dense_data import DenseSet, Pool, draw_pools, open_dense, read_label
 from evals.dense_probe import DenseHeads, fit_heads, upsample
-from evals.harness import (
-    EncoderRepresentation,
-    FeatureOptions,
-    FeatureSet,
-    Pixels,
-    Representation,
-    build_representations,
-    compute_features,
-    encoder_hash,
-)
+from evals.harness import FeatureOptions, FeatureSet, compute_features
 from evals.preprocess import split_rows
 from evals.probes import ProbeConfig
+from evals.representations import EncoderRepresentation, Pixels, Representation, build_representations, encoder_hash
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import facts, home, open_subjects
 from evals.task_configs import DenseConfig
@@ -166,7 +158,8 @@ def patches_of(features: FeatureSet, images: DenseSet, name: str) -> Tensor:
         raise ConfigError(
             f"{images.images[missing[0]]} cannot be read ({len(missing)} such images): repair or remove it"
         )
-    patches = features.tokens.unflatten(1, tuple(features.grid)).mean(dim=1)
+    grid = tuple(features.grid)
+    patches = torch.cat([part[:, 0].unflatten(1, grid).mean(dim=1) for part in features.tokens.chunks()])
     if not torch.isfinite(patches.sum(dtype=torch.float64)):
         raise ValueError(f"the features of {name} hold NaN or infinity: the encoder has diverged")
     return patches

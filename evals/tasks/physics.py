@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.datasets.physics import open_physics
-from evals.harness import encoder_hash
 from evals.pairwise import auroc, binomial_interval, bootstrap_interval, pairs_right
 from evals.physics import LatentWatcher, Pair, PixelWatcher, Watched, Watcher, read_pairs, untrained, watch
 from evals.physics_picture import draw_pairs
+from evals.representations import encoder_hash
 from evals.settings import EvalConfig, TaskResult
 from evals.sklearn_bridge import digit_images
 from evals.subjects import TRAINED, facts, open_subjects, results_folder

@@ -12,22 +12,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from evals.degrade import degraded, shift_frames
-from evals.harness import (
-    FeatureOptions,
-    FeatureSet,
-    Representation,
-    build_representations,
-    compute_features,
-    encoder_hash,
-)
+from evals.harness import FeatureOptions, FeatureSet, compute_features
 from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.metrics import standard_error
 from evals.preprocess import standardiser
 from evals.ranking import average_precision, cosines, recall_at
+from evals.representations import Representation, build_representations, encoder_hash
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import facts, home, open_subjects
 from evals.task_configs import Degrade, RetrievalConfig
@@ -128,7 +121,7 @@ def check_apart(train: Labelled, test: Labelled) -> None:
 def check_finite(features: Mapping[str, FeatureSet]) -> None:
     """Raise ``ValueError`` naming the encoder whose features are no numbers."""
     for name, found in features.items():
-        if not found.vectors.isfinite().all():
+        if not found.matrix().isfinite().all():
             raise ValueError(f"the features of {name} hold NaN or infinity: the encoder has diverged")
 
 
@@ -136,10 +129,11 @@ def vectors_of(
     queries: FeatureSet, gallery: FeatureSet, standardise: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Vectors of both sides, as they are compared."""
+    asked, bank = queries.matrix(), gallery.matrix()
     if not standardise:
-        return queries.vectors.numpy(), gallery.vectors.numpy()
-    mean, inverse = standardiser(gallery.vectors, torch.arange(len(gallery.vectors)))
-    return ((queries.vectors - mean) * inverse).numpy(), ((gallery.vectors - mean) * inverse).numpy()
+        return asked.numpy(), bank.numpy()
+    mean, inverse = standardiser(bank.split(256))
+    return ((asked - mean) * inverse).numpy(), ((bank - mean) * inverse).numpy()
 
 
 def class_rows(

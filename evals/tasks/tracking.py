@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evals.davis import VOID, Tracked, read_davis
-from evals.harness import encoder_hash, random_twin
 from evals.mask_metrics import contour_accuracy, region_similarity
 from evals.number_maps import read_numbers
 from evals.pairwise import bootstrap_interval
 from evals.propagate import EncoderMaps, PatchMaps, PixelMaps, propagate, to_patches, to_pixels
+from evals.representations import encoder_hash, random_twin
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import facts, open_subjects
 from evals.task_configs import TrackingConfig

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import functools
-import logging
 import time
 
-import torch
-from torch import Tensor
-
-from evals import eval_page, metrics
-from evals.harness import (
-    EncoderRepresentation,
-    FeatureOptions,
-    FeatureSet,
-    Representation,
-    build_representations,
-    compute_features,
-    encoder_hash,
-)
-from evals.labelled import Labelled, choose_sources, open_labelled
-from evals.outcome import PREDICTIONS, Outcome, judge, notes, pack, undecodable, versions
-from evals.probes import ProbeConfig, fit_probe
+from evals import eval_page
+from evals.harness import FeatureOptions, compute_features
+from evals.labelled import choose_sources, open_labelled
+from evals.outcome import PREDICTIONS, notes, pack, undecodable, versions
+from evals.probing import probe_one
+from evals.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import facts, home, open_subjects
 from jepa.config import ConfigError, to_dict
 from jepa.distributed import Run, choose_device, choose_precision
-
-log = logging.getLogger("jepa")
 
 
 def classify_videos(config: EvalConfig) -> TaskResult:
@@ -99,35 +86,3 @@ def check_grids(config: EvalConfig, representations: list[Representation]) -> No
                 f"cells {config.cells} must not exceed the token grid {tuple(representation.grid)} of "
                 f"{representation.name}"
             )
-
-
-def probe_one(
-    probe: ProbeConfig, label: str, name: str, train: Labelled, test: Labelled, train_set: FeatureSet,
-    test_set: FeatureSet, config: EvalConfig, run: Run,
-) -> Outcome:  # fmt: skip
-    """Fit one probe on one representation and one label."""
-    x, items = _labelled(train_set, train.labels[label], probe)
-    y = train.labels[label][items]
-    x_test, items_test = _labelled(test_set, test.labels[label], probe)
-    y_test = test.labels[label][items_test]
-    if config.train_limit is not None:
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(probe.seed))
-        chosen = order[: config.train_limit].sort().values
-        x, y = x[chosen], y[chosen]
-    names = train.class_names[label]
-    result = fit_probe(
-        probe, x.to(run.device), y.to(run.device), x_test.to(run.device), y_test, train_set.grid, max(len(names), 2)
-    )
-    chance = metrics.chance(y.cpu(), test.labels[label][test.labels[label] >= 0])
-    outcome = judge(result, label, name, test.labels[label], items_test, names, chance)
-    row = outcome.row
-    log.info("%s probe, %s, %s: %.3f +- %.3f (chance %.3f)", *row[:5], row.chance)
-    return outcome
-
-
-def _labelled(features: FeatureSet, labels: Tensor, probe: ProbeConfig) -> tuple[Tensor, Tensor]:
-    """Features of the labelled clips, and their items; tokens for an attentive probe, vectors for the others."""
-    x = features.tokens if probe.kind == "attentive" else features.vectors
-    assert x is not None
-    keep = labels[features.items] >= 0
-    return (x, features.items) if keep.all() else (x[keep], features.items[keep])

@@ -14,6 +14,7 @@ from evals.main import evaluate
 from evals.neighbours import find_neighbours
 from evals.probes import ProbeConfig
 from evals.report import ReportConfig, write_report
+from evals.rows import Rows
 from evals.settings import EvalConfig
 from jepa.checkpoint import save_checkpoint
 from jepa.config import ConfigError, to_dict
@@ -95,8 +96,8 @@ def test_find_neighbours_standardises_first() -> None:
     grid = TokenGrid(1, 1, 1)
     bank = torch.tensor([[0.0, 1000.0], [1.0, 1000.1], [0.0, 1000.2], [1.0, 1000.3]])
     queries = torch.tensor([[1.0, 1000.1], [0.0, 1000.2]])
-    train = {"e": FeatureSet(torch.arange(4), None, bank, grid)}
-    test = {"e": FeatureSet(torch.arange(2), None, queries, grid)}
+    train = {"e": FeatureSet(torch.arange(4), None, Rows.of(bank), grid)}
+    test = {"e": FeatureSet(torch.arange(2), None, Rows.of(queries), grid)}
     assert find_neighbours(train, test, count=1).found["e"].tolist() == [[1], [2]]
 
 

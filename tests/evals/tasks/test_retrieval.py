@@ -14,6 +14,7 @@ from evals.degrade import degrade, degraded, lengthened, shift_frames
 from evals.harness import FeatureSet
 from evals.main import evaluate, main
 from evals.ranking import average_precision, cosines, recall_at
+from evals.rows import Rows
 from evals.settings import EvalConfig
 from evals.task_configs import RetrievalConfig
 from evals.tasks.retrieval import class_row, copy_row
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def features(vectors: np.ndarray, items: list[int] | None = None) -> FeatureSet:
     found = torch.arange(len(vectors)) if items is None else torch.tensor(items)
-    return FeatureSet(found, None, torch.from_numpy(vectors.astype(np.float32)), TokenGrid(1, 1, 1))
+    return FeatureSet(found, None, Rows.of(torch.from_numpy(vectors.astype(np.float32))), TokenGrid(1, 1, 1))
 
 
 def slow_average_precision(scores: np.ndarray, right: np.ndarray, total: int) -> float:
