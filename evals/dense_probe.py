@@ -18,7 +18,7 @@ from torch import Tensor
 
 from evals import heads, preprocess
 from evals.dense_data import Pool
-from evals.probes import ProbeConfig, schedule
+from evals.probes import ProbeConfig
 from evals.task_configs import DenseConfig
 
 
@@ -60,13 +60,13 @@ def fit_heads(
     rows = torch.tensor([row for row in rows.tolist() if len(pools[row].values)], dtype=torch.int64)
     if not len(rows):
         raise ValueError("no pixel of the training images has a label")
-    mean, inverse = (values.to(device) for values in preprocess.standardiser(patches, rows))
+    mean, inverse = (values.to(device) for values in preprocess.standardiser(patches[some] for some in rows.split(256)))
     offset, scale = 0.0, 1.0
     if config.target == "depth":
         metres = torch.cat([pools[row].values for row in rows.tolist()]).double()
         offset, scale = float(metres.mean()), float(metres.std(correction=0)) or 1.0
     settings = probe.settings()
-    start = heads.linear_params(patches.shape[-1], outputs, probe.seed)
+    start = heads.linear_params(patches.shape[-1], outputs)
     params = {
         name: p.to(device)[None].repeat(len(settings), *[1] * p.dim()).requires_grad_() for name, p in start.items()
     }
@@ -87,7 +87,7 @@ def fit_heads(
         else:
             loss = F.cross_entropy(found.flatten(0, 1), target.flatten())
         loss.mul(len(settings)).backward()
-        optimizer.step(schedule(step, probe.num_steps()))
+        optimizer.step(heads.schedule(step, probe.num_steps()))
     return DenseHeads(params, mean, inverse, offset, scale)
 
 

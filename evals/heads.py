@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,15 +19,41 @@ Params = dict[str, Tensor]
 Forward = Callable[[Params, Tensor], Tensor]
 
 
-def linear_params(width: int, num_classes: int, seed: int) -> Params:
-    """One linear head, all zeros (the problem is convex; ``seed`` is taken for symmetry with the attentive head)."""
-    del seed
+class Head(NamedTuple):
+    """An architecture: the values ``start`` from which every head starts, ``forward`` of stacked parameters and
+    standardised features ``[B, N, D]`` to logits ``[G, B, C]``, and about how many floats it keeps of each clip and
+    head for the backward pass."""
+
+    start: Params
+    forward: Forward
+    activations: int
+
+
+def schedule(step: int, steps: int) -> float:
+    """Linear warm-up over the first twentieth, then half a cosine to zero."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def linear_params(width: int, num_classes: int) -> Params:
+    """One linear head, all zeros: the problem is convex."""
     return {"head.weight": torch.zeros(width, num_classes), "head.bias": torch.zeros(num_classes)}
 
 
 def linear_forward(params: Params, x: Tensor) -> Tensor:
     """Pooled features ``[B, D]`` to logits ``[G, B, C]``."""
     return torch.einsum("bd,gdc->gbc", x, params["head.weight"]) + params["head.bias"][:, None]
+
+
+def linear_head(width: int, num_classes: int) -> Head:
+    """Softmax regression on clips of one token."""
+    return Head(linear_params(width, num_classes), _linear_token, width + 3 * num_classes)
+
+
+def _linear_token(params: Params, x: Tensor) -> Tensor:
+    return linear_forward(params, x[:, 0])
 
 
 def attentive_params(width: int, num_classes: int, seed: int, mlp_ratio: int = 4) -> Params:

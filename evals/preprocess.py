@@ -2,12 +2,101 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evals.rows import Rows
 from jepa.distributed import to_float64
 from jepa.types import TokenGrid
+
+CHUNK_BYTES = 64 * 2**20  # of features that are worked on at once outside training, in their own type
+Arrange = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Features as a probe sees them: clips of ``rows`` on ``device``, ``arranged`` (``[B, R, N, D]`` to
+    ``[B, R, N', D]``). Nothing is read before it is asked for."""
+
+    rows: Rows
+    device: torch.device
+    arranged: Arrange | None = None
+    name: str = "training"
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(K, R, N', D)."""
+        clips, *shape = self.rows.shape
+        small = self._arrange(torch.empty(1, *shape, device="meta"))
+        return clips, *small.shape[1:]  # type: ignore[return-value]
+
+    def chunks(self, rows: Tensor) -> Iterator[Tensor]:
+        """All views of clips ``rows``, in order, some ``[B, R, N', D]`` at a time.
+
+        Raises ``ValueError`` where they are not finite.
+        """
+        _, views, tokens, width = self.rows.shape
+        size = CHUNK_BYTES // (self.rows.blocks[0].element_size() * views * tokens * width)
+        for part in rows.split(min(256, max(1, size))):
+            x = self.rows.gather(part).to(self.device)
+            if not torch.isfinite(x.sum(dtype=torch.float32 if x.device.type == "mps" else torch.float64)):
+                raise ValueError(f"the {self.name} features hold NaN or infinity: the encoder has diverged")
+            yield self._arrange(x)
+
+    def batches(self, plan: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """One view ``[B, N', D]`` of each clip, for every pair (rows, view) of ``plan``."""
+        for x in self.rows.stream(plan):
+            yield self._arrange(x.to(self.device)[:, None])[:, 0]
+
+    def load(self, most_bytes: float) -> Inputs:
+        """The same, arranged, in memory on the device, if that takes at most ``most_bytes``; else as it is."""
+        clips, *shape = self.shape
+        views = self.rows.shape[1]
+        if self.rows.draws != views or not clips:
+            return self  # views are made anew whenever they are asked for
+        dtype = self.rows.blocks[0].dtype if self.arranged is None else torch.float32
+        if clips * math.prod(shape) * dtype.itemsize > most_bytes:
+            return self
+        whole, done = torch.empty(clips, *shape, dtype=dtype, device=self.device), 0
+        for x in self.chunks(torch.arange(clips)):
+            whole[done : done + len(x)] = x
+            done += len(x)
+        return replace(self, rows=Rows.of(whole), arranged=None)
+
+    def _arrange(self, x: Tensor) -> Tensor:
+        return x if self.arranged is None else self.arranged(x)
+
+
+def arrangement(
+    attentive: bool, shape: tuple[int, int, int, int], pool: tuple[int, int, int], grid: TokenGrid | None
+) -> Arrange | None:
+    """How features ``(K, R, N, D)`` become what a probe sees: tokens, pooled on their grid when asked, for an attentive
+    one, their mean for the others; ``None``: as they are. Raises ``ValueError`` for a pool that does not suit the grid.
+    """
+    if shape[2] == 1 or (attentive and pool == (1, 1, 1)):
+        return None
+    if not attentive:
+        return _mean_token
+    if grid is None or grid.size != shape[2]:
+        raise ValueError(f"token_pool {pool} needs the grid of the {shape[2]} tokens, not {grid}")
+    if any(size % factor for size, factor in zip(grid, pool, strict=True)):
+        raise ValueError(f"token_pool {pool} must divide the token grid {tuple(grid)}")
+    t, h, w = (size // factor for size, factor in zip(grid, pool, strict=True))
+    return functools.partial(_pooled, grid=grid, cells=(t, h, w))
+
+
+def _mean_token(x: Tensor) -> Tensor:
+    return x.mean(dim=2, keepdim=True, dtype=torch.float32)
+
+
+def _pooled(x: Tensor, grid: TokenGrid, cells: tuple[int, int, int]) -> Tensor:
+    return pool_cells(x.flatten(0, 1), grid, cells).unflatten(0, x.shape[:2])
 
 
 def split_rows(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -27,23 +116,27 @@ def split_rows(labels: Tensor, holdout: float, seed: int) -> tuple[Tensor, Tenso
     return fit_rows, held_rows
 
 
-def standardiser(x: Tensor, rows: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation ``[D]`` (float32) of ``x[rows]`` over all axes but the last.
+def standardiser(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation ``[D]`` (float32) of ``parts`` ``[..., D]`` over all axes but the last.
 
-    Dimensions that do not vary get 0, so that noise is never blown up. Summed in float64, chunk by chunk.
+    Dimensions that do not vary get 0, so that noise is never blown up. Summed in float64, part by part.
     """
-    total = to_float64(torch.zeros(x.shape[-1], device=x.device))
-    square, count = torch.zeros_like(total), 0
-    shift = to_float64(x[rows[:chunk].to(x.device)].flatten(0, -2)).mean(dim=0)  # near the mean: no cancellation
-    for part in rows.split(chunk):
-        values = to_float64(x[part.to(x.device)].flatten(0, -2)) - shift
-        total += values.sum(dim=0)
-        square += values.square().sum(dim=0)
+    total = square = shift = torch.zeros(())
+    count = 0
+    for part in parts:
+        values = to_float64(part.flatten(0, -2))
+        if not count:
+            shift = values.mean(dim=0)  # near the mean: no cancellation
+        values = values - shift
+        total = total.to(values) + values.sum(dim=0)
+        square = square.to(values) + values.square().sum(dim=0)
         count += len(values)
+        device = part.device
+    assert count, "statistics need at least one part"
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     inverse = torch.where(std > 1e-5 * std.max(), 1 / std, torch.zeros_like(std))
-    return (mean + shift).float().to(x.device), inverse.float().to(x.device)
+    return (mean + shift).float().to(device), inverse.float().to(device)
 
 
 def pool_cells(tokens: Tensor, grid: TokenGrid, cells: tuple[int, int, int]) -> Tensor:
@@ -54,35 +147,25 @@ def pool_cells(tokens: Tensor, grid: TokenGrid, cells: tuple[int, int, int]) -> 
     return F.adaptive_avg_pool3d(maps, cells).flatten(2).transpose(1, 2)
 
 
-def arrange(x: Tensor, attentive: bool, token_pool: tuple[int, int, int], grid: TokenGrid | None) -> Tensor:
-    """Tokens for an attentive probe (pooled on their lattice when asked), their mean for the others."""
-    if not attentive:
-        return x if x.dim() == 2 else x.mean(dim=1, dtype=torch.float32)
-    if x.dim() == 2:
-        return x[:, None]
-    if token_pool == (1, 1, 1):
-        return x
-    if grid is None or grid.size != x.shape[1]:
-        raise ValueError(f"token_pool {token_pool} needs the grid of the {x.shape[1]} tokens, not {grid}")
-    if any(size % pool for size, pool in zip(grid, token_pool, strict=True)):
-        raise ValueError(f"token_pool {token_pool} must divide the token grid {tuple(grid)}")
-    t, h, w = (size // pool for size, pool in zip(grid, token_pool, strict=True))
-    return pool_cells(x, grid, (t, h, w))
-
-
-def check(x: Tensor, y: Tensor, x_test: Tensor, y_test: Tensor, num_classes: int | None) -> int:
+def check(train: Rows, y: Tensor, test: Rows, y_test: Tensor, num_classes: int | None) -> int:
     """The number of classes, or a ``ValueError`` that says why these features and labels cannot be probed."""
-    for name, features, labels in (("training", x, y), ("test", x_test, y_test)):
-        if features.dim() not in (2, 3) or labels.shape != features.shape[:1] or len(labels) < 2:
-            shapes = f"features {tuple(features.shape)}, labels {tuple(labels.shape)}"
-            raise ValueError(f"{name} features must be [K, N, D] or [K, D] with K >= 2 labels; got {shapes}")
+    for name, features, labels, least in (("training", train, y, 2), ("test", test, y_test, 1)):
+        if labels.shape != (len(features),) or len(labels) < least:
+            raise ValueError(
+                f"{name} features must be at least {least} clips with one label each; got features "
+                f"{features.shape} (clips, views, tokens, width) and labels {tuple(labels.shape)}"
+            )
+        if labels.is_floating_point():
+            raise ValueError(f"{name} labels are class numbers from 0, int64; got {labels.dtype}")
         if labels.min() < 0:
             raise ValueError(f"a {name} label is negative: drop unlabelled clips before a probe")
-        if not torch.isfinite(features.sum(dtype=torch.float64)):
-            raise ValueError(f"the {name} features hold NaN or infinity: the encoder has diverged")
-    if x.shape[1:] != x_test.shape[1:]:
-        raise ValueError(f"training and test features differ in shape: {tuple(x.shape[1:])}, {tuple(x_test.shape[1:])}")
-    classes = num_classes or int(torch.maximum(y.max(), y_test.max())) + 1
+    if train.shape[2:] != test.shape[2:]:
+        raise ValueError(
+            f"training and test features differ in shape: (tokens, width) {train.shape[2:]}, {test.shape[2:]}"
+        )
+    highest = max(int(y.max()), int(y_test.max()))
+    if num_classes is not None and highest >= num_classes:
+        raise ValueError(f"a label is {highest}, but there are {num_classes} classes, counted from 0")
     if len(y.unique()) < 2:
         raise ValueError("the training labels hold a single class; a probe needs at least two")
-    return classes
+    return num_classes or highest + 1

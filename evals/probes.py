@@ -13,19 +13,17 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evals import heads, metrics, preprocess, sklearn_bridge
-from jepa.distributed import to_float64
+from evals.fitting import Schedule, Setting, Standard, fit_grid
+from evals.rows import Rows
 from jepa.types import TokenGrid
-
-Setting = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,144 +115,131 @@ class ProbeResult(NamedTuple):
 
 
 def fit_probe(
-    config: ProbeConfig,
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    grid: TokenGrid | None = None,
-    num_classes: int | None = None,
-) -> ProbeResult:
+    config: ProbeConfig, train: Tensor | Rows, train_labels: Tensor, test: Tensor | Rows, test_labels: Tensor,
+    grid: TokenGrid | None = None, num_classes: int | None = None, device: torch.device | None = None,
+    memory_bytes: float = math.inf,
+) -> ProbeResult:  # fmt: skip
     """Fit a probe on frozen features.
 
-    ``train`` and ``test``: tokens ``[K, N, D]`` or pooled features ``[K, D]``, on the device to train on; labels int64
-    ``[K]``, 0-based. ``grid`` is needed when ``config.token_pool`` is not (1, 1, 1). Deterministic for a given
-    ``config.seed`` on CPU. Raises ``ValueError`` when the shapes, the labels or the number of clips cannot work.
+    ``train`` and ``test``: tokens ``[K, N, D]``, pooled features ``[K, D]``, several views of each clip
+    ``[K, R, N, D]``, or ``Rows`` of them; labels int64 ``[K]``, 0-based. Training sees one view of a clip at a time,
+    drawn at random; held-out and test clips are scored by the mean of the probabilities of their views, and kNN and
+    logistic regression see the mean of their features.
+
+    ``device``: where to compute (default: where the features are). Training features of at most ``memory_bytes``
+    are loaded there; of larger ones only what a step needs, and test features always a few clips at a time.
+    ``grid`` is needed when ``config.token_pool`` is not (1, 1, 1). Deterministic for a given ``config.seed`` on CPU.
+    Raises ``ValueError`` when the shapes, the labels or the number of clips cannot work.
     """
     began = time.perf_counter()
-    classes = preprocess.check(train, train_labels, test, test_labels, num_classes)
-    x_train, x_test = (
-        preprocess.arrange(x, config.kind == "attentive", config.token_pool, grid) for x in (train, test)
-    )
-    fit_rows, held_rows = preprocess.split_rows(train_labels, config.holdout, config.seed)
+    rows, rows_test = Rows.of(train), Rows.of(test)
+    classes = preprocess.check(rows, train_labels, rows_test, test_labels, num_classes)
+    place = device or rows.device
+    arranged = preprocess.arrangement(config.kind == "attentive", rows.shape, config.token_pool, grid)
+    x, x_test = preprocess.Inputs(rows, place, arranged), preprocess.Inputs(rows_test, place, arranged, "test")
+    x = x.load(memory_bytes)
+    y, labels = train_labels.cpu(), test_labels.cpu()
+    fit_rows, held_rows = preprocess.split_rows(y, config.holdout, config.seed)
     settings = config.settings()
-    fitted = _fit(config, settings, x_train, train_labels, fit_rows, classes)
-    scores = _score(settings, fitted(x_train, held_rows), train_labels[held_rows])
+    fitted = _fit(config, settings, x, y, fit_rows, classes)
+    scores = _score(settings, fitted, x, y, held_rows)
     best = max(range(len(settings)), key=lambda g: (scores[g].accuracy, -scores[g].loss))
     if config.refit:
-        fitted = _fit(config, settings, x_train, train_labels, torch.arange(len(x_train)), classes)
+        fitted = _fit(config, settings, x, y, torch.arange(len(rows)), classes)
     head_predictions, probabilities = _predict(fitted, x_test, best)
-    predictions, labels = head_predictions[best], test_labels.cpu()
+    predictions = head_predictions[best]
     accuracy = metrics.accuracy(predictions, labels)
     return ProbeResult(
         kind=config.kind,
         accuracy=accuracy,
         error=metrics.standard_error(accuracy, len(labels)),
-        chance=metrics.chance(train_labels.cpu(), labels),
+        chance=metrics.chance(y, labels),
         chosen=settings[best],
         heads=scores,
         predictions=predictions,
         probabilities=probabilities,
         head_predictions=head_predictions,
-        num_train=len(x_train),
+        num_train=len(y),
         num_test=len(labels),
         num_classes=classes,
         seconds=time.perf_counter() - began,
     )
 
 
-class _Fitted(NamedTuple):
-    """Heads with the statistics of the clips they were fitted on; calling it gives log-probabilities [G, K, C]."""
-
-    predict: functools.partial[Tensor]
-    mean: Tensor
-    inverse: Tensor
-
-    def __call__(self, x: Tensor, rows: Tensor) -> Tensor:
-        parts = [(x[part.to(x.device)].float() - self.mean) * self.inverse for part in rows.split(256)]
-        with torch.inference_mode():
-            return torch.cat([self.predict(part) for part in parts], dim=1)
+Fitted = Callable[[Tensor], Tensor]  # features [B, R, N, D] to log-probabilities [G, B, C]
 
 
-def _predict(fitted: _Fitted, x: Tensor, best: int) -> tuple[Tensor, Tensor]:
-    """Classes ``[G, K]`` by every head, and probabilities ``[K, C]`` by the chosen one; in parts, for many classes."""
+def _predict(fitted: Fitted, x: preprocess.Inputs, best: int) -> tuple[Tensor, Tensor]:
+    """Classes ``[G, K]`` by every head, and probabilities ``[K, C]`` by the chosen one."""
     classes, probabilities = [], []
-    for rows in torch.arange(len(x)).split(256):
-        scores = fitted(x, rows)
+    for part in x.chunks(torch.arange(len(x.rows))):
+        scores = fitted(part)
         classes.append(scores.argmax(dim=-1).cpu())
         probabilities.append(scores[best].softmax(dim=-1).float().cpu())  # the votes of kNN were floored: sum to 1
     return torch.cat(classes, dim=1), torch.cat(probabilities)
 
 
-def _fit(config: ProbeConfig, settings: list[Setting], x: Tensor, y: Tensor, rows: Tensor, classes: int) -> _Fitted:
+def _fit(
+    config: ProbeConfig, settings: list[Setting], x: preprocess.Inputs, y: Tensor, rows: Tensor, classes: int
+) -> Fitted:
+    width = x.shape[-1]
     if config.standardise:
-        mean, inverse = preprocess.standardiser(x, rows)
+        standard = Standard(*preprocess.standardiser(x.chunks(rows)))
     else:
-        mean, inverse = (torch.full(x.shape[-1:], value, device=x.device) for value in (0.0, 1.0))
+        standard = Standard(*(torch.full((width,), value, device=x.device) for value in (0.0, 1.0)))
     if config.kind in ("knn", "logistic"):
-        bank = (x[rows.to(x.device)].float() - mean) * inverse
-        predict = functools.partial(_classical, settings, bank, y[rows.to(y.device)], classes)
-        return _Fitted(predict, mean, inverse)
-    forward, start = _architecture(config, x.shape[-1], classes)
-    params = {
-        name: p.to(x.device)[None].repeat(len(settings), *[1] * p.dim()).requires_grad_() for name, p in start.items()
-    }
-    rates, decays = (
-        torch.tensor([s[name] for s in settings], device=x.device) for name in ("learning_rate", "weight_decay")
-    )
-    optimizer = heads.HeadAdamW(params, rates, decays)
-    batches = _batches(rows, config.batch_size, config.seed + 1)
-    for step in range(config.num_steps()):
-        part = next(batches).to(x.device)
-        logits = forward(params, (x[part].float() - mean) * inverse)
-        target = y[part.to(y.device)].to(x.device).expand(len(settings), -1)
-        # a mean over clips and a sum over heads: no head's gradient depends on another head
-        F.cross_entropy(logits.flatten(0, 1), target.flatten()).mul(len(settings)).backward()
-        optimizer.step(schedule(step, config.num_steps()))
-    return _Fitted(functools.partial(_log_probabilities, forward, params), mean, inverse)
+        return _Classical.fit(settings, standard, x, y, rows, classes)
+    schedule = Schedule(config.num_steps(), config.batch_size, config.seed + 1)
+    return fit_grid(_architecture(config, width, classes), settings, x, y, rows, schedule, standard)
 
 
-def _batches(rows: Tensor, size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches of row numbers: every pass over ``rows`` in a new random order."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        yield from rows[torch.randperm(len(rows), generator=generator)].split(size)
-
-
-def schedule(step: int, steps: int) -> float:
-    """Linear warm-up over the first twentieth, then half a cosine to zero."""
-    warmup = max(1, steps // 20)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _architecture(config: ProbeConfig, width: int, classes: int) -> tuple[heads.Forward, heads.Params]:
+def _architecture(config: ProbeConfig, width: int, classes: int) -> heads.Head:
     if config.kind == "linear":
-        return heads.linear_forward, heads.linear_params(width, classes, config.seed)
+        return heads.linear_head(width, classes)
     count = max(m for m in range(1, min(config.attention_heads, width) + 1) if width % m == 0)
     start = heads.attentive_params(width, classes, config.seed)
-    return functools.partial(heads.attentive_forward, num_heads=count), start
+    return heads.Head(start, functools.partial(heads.attentive_forward, num_heads=count), 32 * width)
 
 
-def _log_probabilities(forward: heads.Forward, params: heads.Params, x: Tensor) -> Tensor:
-    return forward(params, x).log_softmax(dim=-1)
+class _Classical(NamedTuple):
+    """Classifiers of scikit-learn, one per head of the grid, on the means over views of standardised features."""
+
+    classifiers: list[sklearn_bridge.Classifier]
+    standard: Standard
+
+    @classmethod
+    def fit(
+        cls, settings: list[Setting], standard: Standard, x: preprocess.Inputs, y: Tensor, rows: Tensor, classes: int
+    ) -> _Classical:
+        bank = torch.cat([_vectors(standard, part) for part in x.chunks(rows)]).numpy()
+        labels = y[rows].numpy()
+        found = [
+            sklearn_bridge.knn(bank, labels, classes, int(s["neighbours"]))
+            if "neighbours" in s
+            else sklearn_bridge.logistic(bank, labels, classes, s["penalty"])
+            for s in settings
+        ]
+        return cls(found, standard)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Log-probabilities, floored at 1e-6: a vote can be unanimous and wrong."""
+        queries = _vectors(self.standard, x).numpy()
+        answers = [torch.from_numpy(classifier(queries).probabilities) for classifier in self.classifiers]
+        return torch.stack(answers).clamp_min(1e-6).log()
 
 
-def _classical(settings: list[Setting], bank: Tensor, labels: Tensor, classes: int, x: Tensor) -> Tensor:
-    """The scikit-learn probes, as log-probabilities [G, K, C] (floored at 1e-6: a vote can be unanimous and wrong)."""
-    data = (bank.cpu().numpy(), labels.cpu().numpy(), x.cpu().numpy(), classes)
-    found = [
-        sklearn_bridge.knn(*data, neighbours=int(s["neighbours"]))
-        if "neighbours" in s
-        else sklearn_bridge.logistic(*data, penalty=s["penalty"])
-        for s in settings
-    ]
-    return torch.stack([torch.from_numpy(f.probabilities) for f in found]).clamp_min(1e-6).log()
+def _vectors(standard: Standard, x: Tensor) -> Tensor:
+    """Mean over the views of standardised features ``[B, R, 1, D]``: ``[B, D]`` on the CPU."""
+    return standard(x[:, :, 0]).mean(dim=1).cpu()
 
 
-def _score(settings: list[Setting], log_probabilities: Tensor, labels: Tensor) -> list[HeadScore]:
-    labels = labels.to(log_probabilities.device)
-    right = to_float64(log_probabilities.argmax(dim=-1) == labels).mean(dim=1).tolist()
-    loss = [F.nll_loss(row, labels).item() for row in log_probabilities]
-    return [HeadScore(s, a, b) for s, a, b in zip(settings, right, loss, strict=True)]
+def _score(settings: list[Setting], fitted: Fitted, x: preprocess.Inputs, y: Tensor, rows: Tensor) -> list[HeadScore]:
+    right = loss = torch.zeros(len(settings), dtype=torch.float64)
+    done = 0
+    for part in x.chunks(rows):
+        scores, labels = fitted(part).cpu().double(), y[rows[done : done + len(part)]]
+        right = right + (scores.argmax(dim=-1) == labels).sum(dim=1)
+        loss = loss - scores[:, torch.arange(len(labels)), labels].sum(dim=1)
+        done += len(part)
+    shares = zip(settings, (right / done).tolist(), (loss / done).tolist(), strict=True)
+    return [HeadScore(setting, accuracy, nats) for setting, accuracy, nats in shares]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,40 +28,49 @@ def digit_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return images, digits.target.astype(np.int64)
 
 
+class _Model(Protocol):
+    """What scikit-learn's classifiers have in common."""
+
+    classes_: NDArray[np.int64]
+
+    def predict_proba(self, queries: NDArray[np.float32], /) -> NDArray[np.float64]: ...
+
+
+class Classifier(NamedTuple):
+    """A fitted model of scikit-learn that answers queries ``[Q, D]``."""
+
+    model: _Model
+    num_classes: int
+
+    def __call__(self, queries: NDArray[np.float32]) -> Predictions:
+        """Classes that the training part lacks get probability 0, so that columns are class numbers."""
+        full = np.zeros((len(queries), self.num_classes))
+        full[:, self.model.classes_] = self.model.predict_proba(queries)
+        return Predictions(full.argmax(axis=1).astype(np.int64), full)
+
+
 def logistic(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    queries: NDArray[np.float32],
-    num_classes: int,
-    penalty: float = 1.0,
+    features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, penalty: float = 1.0,
     max_steps: int = 500,
-) -> Predictions:
+) -> Classifier:  # fmt: skip
     """Multinomial logistic regression, L2-penalised, solved to convergence by L-BFGS.
 
-    ``features`` ``[K, D]`` with ``labels`` ``[K]`` in 0..num_classes-1; ``queries`` ``[Q, D]``. ``penalty`` is
-    lambda in ``sum of losses + lambda/2 |W|^2`` (scikit-learn's ``C`` is its inverse).
+    ``features`` ``[K, D]`` with ``labels`` ``[K]`` in 0..num_classes-1. ``penalty`` is lambda in
+    ``sum of losses + lambda/2 |W|^2`` (scikit-learn's ``C`` is its inverse).
     """
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=1.0 / penalty, max_iter=max_steps, tol=1e-3)
-    model.fit(features, labels)
-    return _widen(model.predict_proba(queries), model.classes_, num_classes)
+    return Classifier(model.fit(features, labels), num_classes)
 
 
-def knn(
-    features: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    queries: NDArray[np.float32],
-    num_classes: int,
-    neighbours: int = 10,
-) -> Predictions:
+def knn(features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int, neighbours: int = 10) -> Classifier:
     """Vote of the nearest neighbours by cosine distance, weighted by inverse distance. Shapes as in ``logistic``."""
     from sklearn.neighbors import KNeighborsClassifier
 
     neighbours = min(neighbours, len(features))
     model = KNeighborsClassifier(n_neighbors=neighbours, metric="cosine", weights="distance")
-    model.fit(features, labels)
-    return _widen(model.predict_proba(queries), model.classes_, num_classes)
+    return Classifier(model.fit(features, labels), num_classes)
 
 
 def tsne(features: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
@@ -76,10 +85,3 @@ def tsne(features: NDArray[np.float32], seed: int = 0) -> NDArray[np.float32]:
     unit = features / np.where(lengths > 0, lengths, 1)  # of unit vectors, Euclidean neighbours are those by cosine
     model = TSNE(perplexity=min(30.0, (len(features) - 1) / 3), init="pca", random_state=seed)
     return model.fit_transform(unit).astype(np.float32)
-
-
-def _widen(probabilities: NDArray[np.float64], seen: NDArray[np.int64], num_classes: int) -> Predictions:
-    """Give classes that the training part lacks probability 0, so that columns are class numbers."""
-    full = np.zeros((len(probabilities), num_classes))
-    full[:, seen] = probabilities
-    return Predictions(full.argmax(axis=1).astype(np.int64), full)

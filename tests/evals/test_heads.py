@@ -79,7 +79,7 @@ def test_a_grid_trained_at_once_equals_every_head_trained_alone() -> None:
 
 
 def test_linear_head_is_softmax_regression() -> None:
-    params = stacked(heads.linear_params(WIDTH, CLASSES, seed=0), 2)
+    params = stacked(heads.linear_params(WIDTH, CLASSES), 2)
     params = {n: torch.randn_like(p) for n, p in params.items()}
     x = torch.randn(4, WIDTH)
     expected = x @ params["head.weight"][1] + params["head.bias"][1]
@@ -90,7 +90,7 @@ def test_linear_head_is_softmax_regression() -> None:
 def test_every_parameter_gets_a_gradient(kind: str) -> None:
     make, run = {
         "attentive": (heads.attentive_params, lambda p, x: heads.attentive_forward(p, x, ATTENTION_HEADS)),
-        "linear": (heads.linear_params, lambda p, x: heads.linear_forward(p, x.mean(1))),
+        "linear": (lambda width, classes, seed: heads.linear_params(width, classes), lambda p, x: heads.linear_forward(p, x.mean(1))),
     }[kind]
     params = stacked(make(WIDTH, CLASSES, 0), 2)
     logits = run(params, torch.randn(8, 10, WIDTH))

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from evals import preprocess, sklearn_bridge
 from evals.probes import ProbeConfig, fit_probe
+from evals.rows import Rows
 from jepa.types import TokenGrid
 
 KINDS = ("linear", "attentive", "knn", "logistic")
@@ -127,7 +128,7 @@ def test_attentive_probe_needs_standardised_features() -> None:
 def test_standardiser_matches_plain_statistics_and_ignores_constant_dimensions() -> None:
     x = torch.randn(300, 7, 5) * torch.tensor([1.0, 10.0, 0.1, 1.0, 0.0]) + 100.0
     rows = torch.arange(0, 300, 2)
-    mean, inverse = preprocess.standardiser(x, rows, chunk=64)
+    mean, inverse = preprocess.standardiser(x[part] for part in rows.split(64))
     flat = x[rows].flatten(0, 1)
     torch.testing.assert_close(mean, flat.mean(dim=0))
     torch.testing.assert_close(inverse[:4], 1 / flat.std(dim=0, correction=0)[:4], rtol=1e-4, atol=0.0)
@@ -144,12 +145,15 @@ def test_split_is_stratified_disjoint_and_complete() -> None:
 def test_token_pool_averages_cells_of_the_grid() -> None:
     grid = TokenGrid(2, 4, 2)
     x = torch.randn(3, grid.size, 5)
-    pooled = preprocess.arrange(x, True, (1, 2, 2), grid)
+    rows = Rows.of(x)
+    pool = preprocess.arrangement(True, rows.shape, (1, 2, 2), grid)
+    pooled = preprocess.Inputs(rows, rows.device, pool)
+    assert pooled.shape == (3, 1, 4, 5)
+    found = torch.cat(list(pooled.chunks(torch.arange(3))))
     lattice = x.view(3, 2, 4, 2, 5)
-    assert pooled.shape == (3, 4, 5)
-    torch.testing.assert_close(pooled[:, 3], lattice[:, 1, 2:4, 0:2].mean(dim=(1, 2)))
+    torch.testing.assert_close(found[:, 0, 3], lattice[:, 1, 2:4, 0:2].mean(dim=(1, 2)))
     with pytest.raises(ValueError, match="must divide the token grid"):
-        preprocess.arrange(x, True, (1, 3, 1), grid)
+        preprocess.arrangement(True, rows.shape, (1, 3, 1), grid)
 
 
 def test_bad_features_are_refused() -> None:

@@ -17,8 +17,8 @@ def test_a_class_without_training_rows_gets_probability_zero() -> None:
     labels = np.repeat([0, 2], 20).astype(np.int64)
     features = (rng.normal(size=(40, 3)) + labels[:, None]).astype(np.float32)
     for fitted in (
-        sklearn_bridge.logistic(features, labels, features, 4),
-        sklearn_bridge.knn(features, labels, features, 4),
+        sklearn_bridge.logistic(features, labels, 4)(features),
+        sklearn_bridge.knn(features, labels, 4)(features),
     ):
         assert fitted.probabilities.shape == (40, 4)
         assert (fitted.probabilities[:, [1, 3]] == 0).all()

@@ -88,7 +88,7 @@ def test_object_cannot_be_read_from_one_pixel_column():
         columns.append(render(path, images[number], draw_appearance(rng, 32))[0, :, 16].reshape(-1))
     x = np.stack(columns).astype(np.float32)
     x = (x - x.mean(0)) / (x.std(0) + 1e-6)
-    right = logistic(x[:500], labels[chosen[:500]], x[500:], 10).labels == labels[chosen[500:]]
+    right = logistic(x[:500], labels[chosen[:500]], 10)(x[500:]).labels == labels[chosen[500:]]
     assert right.mean() < 0.25  # chance is 0.10
 
 

@@ -73,7 +73,7 @@ def test_motion_needs_time():
         x, y = features[:, :, None] * features[:, None, :], features
         x = np.concatenate([x.reshape(len(x), -1), y], axis=1)  # quadratic: means, spreads and turns
         x = ((x - x.mean(0)) / (x.std(0) + 1e-9)).astype(np.float32)
-        return float((logistic(x[:600], labels[:600], x[600:], len(MOTIONS)).labels == labels[600:]).mean())
+        return float((logistic(x[:600], labels[:600], len(MOTIONS))(x[600:]).labels == labels[600:]).mean())
 
     one_moment = accuracy(paths[:, 6] - 0.5)
     whole_path = accuracy((paths[:, ::3] - 0.5).reshape(len(paths), -1))
