@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 
 from evals import eval_page
 from evals.harness import FeatureOptions, compute_features
-from evals.labelled import choose_sources, open_labelled
+from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.outcome import PREDICTIONS, notes, pack, undecodable, versions
 from evals.probing import probe_one
 from evals.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
 from evals.settings import EvalConfig, TaskResult
-from evals.subjects import facts, home, open_subjects
+from evals.subjects import Subject, facts, home, open_subjects
 from jepa.config import ConfigError, to_dict
 from jepa.distributed import Run, choose_device, choose_precision
 
 
-def classify_videos(config: EvalConfig) -> TaskResult:
-    """Probe the encoders and the baselines. Raises ``ConfigError`` or ``CheckpointError`` for what is missing."""
+def classify_videos(
+    config: EvalConfig, subjects: Sequence[Subject] | None = None, check: Callable[[Labelled], None] | None = None
+) -> TaskResult:
+    """Probe the encoders and the baselines. ``subjects``: the opened models (default: those of ``config``);
+    ``check`` raises ``ConfigError`` for a split that the task cannot use.
+
+    Raises ``ConfigError`` or ``CheckpointError`` for what is missing.
+    """
     began = time.perf_counter()
     place = choose_device(config.device)
     run = Run(place, choose_precision(config.precision, place))
-    subjects = open_subjects(config)
+    subjects = open_subjects(config) if subjects is None else subjects
     train_config, test_config = choose_sources(config)
     clip = subjects[0].encoder.clip
     train = open_labelled(train_config, config.labels, clip)
     test = open_labelled(test_config, config.labels, clip, train.class_names)
+    for side in (train, test) if check is not None else ():
+        check(side)
     representations = build_representations(config, {s.name: s.encoder for s in subjects}, run)
     check_grids(config, representations)
     options = FeatureOptions(
