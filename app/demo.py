@@ -95,9 +95,10 @@ def training_config(args: argparse.Namespace, out: Path, world: Path) -> TrainCo
 
 def pretrain(config: TrainConfig) -> None:
     """Train, unless the run has reached its last step already."""
+    from evals.online import OnlineProbes
     from jepa.train import fit
 
-    fit(config)
+    fit(config, OnlineProbes)
 
 
 def probe(config: TrainConfig, world: Path, probes: tuple[str, ...], seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from evals.online import OnlineProbes
     from jepa.config import apply_overrides, from_dict, load_yaml, to_dict
     from jepa.train import TrainConfig, fit
 
@@ -21,4 +22,4 @@ def run(args: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return
-    fit(config)
+    fit(config, OnlineProbes)

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -184,7 +184,7 @@ class StepTimer:
     """Wall-clock time of steps, and the share of it spent waiting for data. No device sync: see ``lap``."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._start = self._begun = time.perf_counter()
         self._waited = 0.0
 
     @contextlib.contextmanager
@@ -206,11 +206,14 @@ class StepTimer:
         return figures
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what is not part of a step (a save, the monitor): its time counts in no lap, the steps before do."""
+    def paused(self) -> Iterator[float]:
+        """Around what is not part of a step (a save, the monitor): its time counts in no lap, the steps before do.
+        Gives the seconds of all steps so far."""
         started = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - started
+        yield started - self._begun
+        pause = time.perf_counter() - started
+        self._start += pause
+        self._begun += pause
 
 
 def duration(seconds: float) -> str:
@@ -235,6 +238,16 @@ def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return records
+
+
+def trained_seconds(records: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that the steps in these ``records`` took, saves and looks left out."""
+    step, seconds = 0, 0.0
+    for record in records:
+        if "time/step_s" in record:
+            seconds += (record["step"] - step) * record["time/step_s"]
+            step = record["step"]
+    return seconds
 
 
 def _drop_after(path: Path, step: int) -> None:

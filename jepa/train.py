@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from jepa.checkpoint import latest_checkpoint, open_run_dir
+from jepa.config import ConfigError
 from jepa.data.loader import DataConfig
 from jepa.data.transforms import AugmentConfig
 from jepa.distributed import Precision, Run, StopSignal
@@ -25,6 +27,7 @@ from jepa.masks import MaskConfig
 from jepa.models.encoder import EncoderConfig
 from jepa.monitor import MonitorConfig
 from jepa.objectives import ObjectiveConfig
+from jepa.observer import Observer, OnlineConfig, OpenObserver
 from jepa.optim import OptimConfig
 from jepa.session import Session, build, restore, save, train_step
 from jepa.types import ClipConfig
@@ -32,9 +35,9 @@ from jepa.watch import Watch
 
 # Keys that may change when a run is continued: they do not touch what is computed, except for more steps.
 FREE_KEYS = (
-    "run_dir", "monitor", "train.steps", "train.device", "train.save_every", "train.keep_last", "train.keep_every",
-    "train.log_every", "train.progress", "train.tensorboard", "data.workers", "data.prefetch", "data.cache_mb",
-    "data.max_failed",
+    "run_dir", "monitor", "online", "train.steps", "train.device", "train.save_every", "train.keep_last",
+    "train.keep_every", "train.log_every", "train.progress", "train.tensorboard", "data.workers", "data.prefetch",
+    "data.cache_mb", "data.max_failed",
 )  # fmt: skip
 
 
@@ -71,7 +74,8 @@ class LoopConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """Everything that defines a run. ``init_from``: a run directory or checkpoint whose weights (not its optimizer)
-    a new run begins with; continuing an interrupted run needs nothing but the same ``run_dir``."""
+    a new run begins with; continuing an interrupted run needs nothing but the same ``run_dir``. ``online``: frozen
+    probes during training."""
 
     run_dir: str
     seed: int = 0
@@ -84,6 +88,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: LoopConfig
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    online: OnlineConfig | None = None
     init_from: str | None = None
 
     def __post_init__(self) -> None:
@@ -91,8 +96,9 @@ class TrainConfig:
             raise ValueError(f"seed must not be negative, but is {self.seed}")
 
 
-def fit(config: TrainConfig) -> Path:
+def fit(config: TrainConfig, probing: OpenObserver | None = None) -> Path:
     """Train, or continue the run in ``config.run_dir``, to ``config.train.steps``; returns the last checkpoint.
+    ``probing`` opens what does the online probing that ``config.online`` asks for: ``evals.online.OnlineProbes``.
 
     SIGTERM and Ctrl-C save after the running step and leave with status 128 + signal number (``SystemExit``).
     Raises ``ConfigError`` when the directory belongs to another config, ``TrainError`` for a non-finite loss,
@@ -113,9 +119,9 @@ def fit(config: TrainConfig) -> Path:
                      progress=loop.progress, tensorboard=loop.tensorboard)  # fmt: skip
         stack.callback(log.close)
         describe(session, step)
-        watch, window, skipped = Watch(session, log), StepWindow(), 0
-        if step == 0 and watch.due(0):
-            watch.look(0)  # what random weights look like: later measurements are compared with it
+        observers, window, skipped = open_observers(session, log, probing), StepWindow(), 0
+        if step == 0:
+            look(observers, 0, 0.0)  # what random weights look like: later measurements are compared with it
 
         # ---- the loop ------------------------------------------------------------------------------------------------
         batches = session.loader.iterate(step)
@@ -131,10 +137,10 @@ def fit(config: TrainConfig) -> Path:
             stopping = run.any_last_step(stop.signum is not None)
             last = stopping or step == loop.steps
             if last or step % loop.log_every == 0 or step % loop.save_every == 0:
-                report(session, log, window, timer, step, skipped, watch.summary)
-            with timer.paused():
-                if watch.due(step) and not stopping:
-                    watch.look(step)
+                report(session, log, window, timer, step, skipped, observers)
+            with timer.paused() as trained_s:
+                if not stopping:
+                    look(observers, step, trained_s)
                 if last or step % loop.save_every == 0:
                     saved = save(session, step)
 
@@ -150,9 +156,26 @@ def fit(config: TrainConfig) -> Path:
     return saved
 
 
+def open_observers(session: Session, log: RunLog, probing: OpenObserver | None) -> list[Observer]:
+    """The monitor, and the online probes where the config asks for them."""
+    if session.config.online is None:
+        return [Watch(session, log)]
+    if probing is None:
+        raise ConfigError("config key 'online' needs fit(config, evals.online.OnlineProbes), as `jepa train` calls it")
+    return [Watch(session, log), probing(session, log)]
+
+
+def look(observers: Sequence[Observer], step: int, trained_s: float) -> None:
+    """Let those look that are due."""
+    for observer in observers:
+        if observer.due(step, trained_s):
+            observer.look(step)
+
+
 def report(
-    session: Session, log: RunLog, window: StepWindow, timer: StepTimer, step: int, skipped: int, note: str
-) -> None:
+    session: Session, log: RunLog, window: StepWindow, timer: StepTimer, step: int, skipped: int,
+    observers: Sequence[Observer],
+) -> None:  # fmt: skip
     """Read the window's metrics (the only sync), stop if one of them is not finite, log their means."""
     loop, run = session.config.train, session.run
     steps = len(window)
@@ -167,7 +190,7 @@ def report(
     show = f"loss {values['loss']:.4f}  {figures['time/clips_per_s']:.1f} clips/s  {left} left"
     if total_skipped:
         show += f"  {total_skipped:.0f} clips skipped"
-    log.metrics(step, values, show=f"{show}  {note}".rstrip())
+    log.metrics(step, values, show="  ".join([show, *(o.summary for o in observers if o.summary)]))
 
 
 def check_finite(session: Session, names: list[str], first: int, rows: Tensor) -> None:

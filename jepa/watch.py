@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jepa.data.loader import eval_batches
 from jepa.data.sources import Source
@@ -46,7 +47,7 @@ class Watch:
             if f"{_PREFIX}pooled_std" in record
         ]
 
-    def due(self, step: int) -> bool:
+    def due(self, step: int, trained_s: float = 0.0) -> bool:
         """Whether to look after ``step``: every ``monitor.every`` steps, before the first and after the last one."""
         config = self.session.config
         return self.session.run.is_main and (step % config.monitor.every == 0 or step == config.train.steps)
@@ -73,17 +74,21 @@ def held_out_batch(sources: Sequence[Source], session: Session, clips: int) -> B
     """Up to ``clips`` clips, evenly over the videos of all ``sources``, as uint8 on the CPU, with masks."""
     total = sum(len(source) for source in sources)
     chosen = np.unique(np.linspace(0, total - 1, min(clips, total)).round().astype(np.int64))
-    starts = np.cumsum([0, *(len(source) for source in sources)])
-    parts = [
-        source.subset(chosen[(chosen >= first) & (chosen < first + len(source))] - first)
-        for source, first in zip(sources, starts[:-1], strict=True)
-    ]
     failures: list = []
-    kept = [part for part in parts if len(part)]
-    batch = next(eval_batches(kept, session.config.clip, clips, failures=failures), None)
+    batch = next(eval_batches(take(sources, chosen), session.config.clip, clips, failures=failures), None)
     if batch is None:
         raise VideoError(f"none of the monitor's {len(chosen)} videos can be read; the first: {failures[0].reason}")
     rng = np.random.default_rng(session.config.seed)
     families = build_masks(session.config.masks, session.objective.encoder.grid)
     batch.masks = [family.draw(rng, len(batch.clip)) for family in families]
     return batch
+
+
+def take(sources: Sequence[Source], items: NDArray[np.int64]) -> list[Source]:
+    """The sources with only these ``items``, sorted numbers counted over all sources; none that would be empty."""
+    starts = np.cumsum([0, *(len(source) for source in sources)])
+    parts = [
+        source.subset(items[(items >= first) & (items < first + len(source))] - first)
+        for source, first in zip(sources, starts[:-1], strict=True)
+    ]
+    return [part for part in parts if len(part)]

@@ -19,7 +19,7 @@ LAYERS = (
         "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
         "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
         "jepa.encode", "jepa.parts", "jepa.streaming", "jepa.search",
-        "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
+        "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),
     ("evals",),
     ("app",),
