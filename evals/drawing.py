@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import colorsys
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -190,6 +191,35 @@ def side_by_side(parts: Sequence[Frames], gap: int = 6) -> Frames:
         columns = np.arange(round(part.shape[2] * height / part.shape[1])) * part.shape[1] // height
         row += [part[:, lines][:, :, columns], grey]
     return np.concatenate(row[:-1], axis=2)
+
+
+def palette(count: int) -> Frames:
+    """Colours that are told apart, uint8 ``[count, 3]``; the first is black (background, or no class)."""
+    # golden-angle steps of hue, at three levels of brightness
+    colours = [(0, 0, 0)]
+    for number in range(count - 1):
+        value = (1.0, 0.75, 0.55)[number // 6 % 3]
+        colours.append(tuple(round(255 * c) for c in colorsys.hsv_to_rgb((0.58 + 0.381966 * number) % 1, 0.75, value)))
+    return np.array(colours[:count], dtype=np.uint8)
+
+
+def overlay(frames: Frames, numbers: NDArray[np.integer], strength: float = 0.6) -> Frames:
+    """Frames ``[T, H, W, 3]`` with the objects of ``numbers`` ``[T, H, W]`` tinted (0: background, as it is)."""
+    tint = palette(int(numbers.max()) + 1)[numbers]
+    mixed = ((1 - strength) * frames + strength * tint).round().astype(np.uint8)
+    return np.where(numbers[..., None] > 0, mixed, frames)
+
+
+def shrink(pictures: NDArray[Any], height: int) -> NDArray[Any]:
+    """``[..., H, W]`` or, of uint8 with 3 channels last, ``[..., H, W, 3]``: the nearest pixels, down to ``height``."""
+    colour = pictures.shape[-1] == 3 and pictures.ndim > 2
+    rows_at, columns_at = (-3, -2) if colour else (-2, -1)
+    old = pictures.shape[rows_at], pictures.shape[columns_at]
+    if old[0] <= height:
+        return pictures
+    new = height, max(1, round(old[1] * height / old[0]))
+    rows, columns = ((np.arange(n) * 2 + 1) * o // (2 * n) for n, o in zip(new, old, strict=True))
+    return pictures.take(rows, axis=rows_at).take(columns, axis=columns_at)
 
 
 def mask_picture(frames: Frames, mask: Mask, grid: TokenGrid, least: int = 96, gap: int = 4) -> Frames:

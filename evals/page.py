@@ -53,6 +53,8 @@ h3 { font-size: 15px; margin: 0 0 6px; } .heat { width: auto; font-size: 13px; }
   border-radius: 4px; font-variant-numeric: tabular-nums; } .heat td.true { outline: 1px solid var(--soft);
   outline-offset: -2px; } .none { display: grid; place-items: center; min-height: 104px; padding: 10px;
   border-radius: 6px; background: var(--bar); color: var(--soft); font-size: 13px; }
+.strips { width: auto; } .strips td { border: 0 !important; padding: 3px 0; } .strips th { vertical-align: middle;
+  padding: 3px 12px 3px 0; } .strips img { border-radius: 4px; max-width: none; height: 96px; }
 details summary { cursor: pointer; color: var(--soft); }
 """
 
@@ -144,14 +146,17 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], best: Sequence[int
 _COLOURED = ("trained", "random", "pixels")  # have a colour of their own in the style sheet
 
 
-def bars(title: str, values: Sequence[tuple[str, float, float]], chance: float) -> str:
-    """Accuracies (name, share, standard error) as bars from 0 to 100 %, with a tick at ``chance``."""
-    tick = f'<div class="chance" style="left:{100 * chance:.1f}%" title="chance {100 * chance:.1f} %"></div>'
+def bars(title: str, values: Sequence[tuple[str, float, float | str]], chance: float | None = None) -> str:
+    """Shares (name, share, standard error or words beside it) as bars from 0 to 100 %, with a tick at ``chance``."""
+    tick = ""
+    if chance is not None:
+        tick = f'<div class="chance" style="left:{100 * chance:.1f}%" title="chance {100 * chance:.1f} %"></div>'
     lines = [
         f'<div class="bar"><span>{html.escape(name)}</span><div class="track"><div class="fill" style="width:'
         f'{100 * share:.1f}%;background:var(--{name if name in _COLOURED else "good"})"></div>{tick}</div>'
-        f"<span>{100 * share:.1f} ± {100 * error:.1f}</span></div>"
-        for name, share, error in values
+        f"<span>{html.escape(beside if isinstance(beside, str) else f'{100 * share:.1f} ± {100 * beside:.1f}')}</span>"
+        "</div>"
+        for name, share, beside in values
     ]
     width = min(max(66, *(8 * len(name) for name, _, _ in values)), 200)
     return f'<div style="--names:{width}px"><h3>{html.escape(title)}</h3>{"".join(lines)}</div>'

@@ -5,28 +5,35 @@ Beside the encoders stand the baselines asked for, and "still": the first frame'
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evals import drawing, tracking_page
 from evals.davis import VOID, Tracked, read_davis
 from evals.mask_metrics import contour_accuracy, region_similarity
 from evals.number_maps import read_numbers
+from evals.outcome import versions
 from evals.pairwise import bootstrap_interval
 from evals.propagate import EncoderMaps, PatchMaps, PixelMaps, propagate, to_patches, to_pixels
 from evals.representations import encoder_hash, random_twin
 from evals.settings import EvalConfig, TaskResult
+from evals.shares import share_out
 from evals.subjects import facts, open_subjects
 from evals.task_configs import TrackingConfig
+from evals.tracking_page import Example
 from jepa.config import ConfigError
-from jepa.distributed import Run, choose_device, choose_precision
+from jepa.distributed import Run
+from jepa.models.base import ClipEncoder
 
 STILL = "still"
+Trackers = Mapping[str, EncoderMaps | PixelMaps | None]
 
 
 class ObjectScore(NamedTuple):
@@ -55,43 +62,56 @@ class TrackingRow(NamedTuple):
 
 
 def track(config: EvalConfig) -> TaskResult:
-    """Track every object by every encoder. Raises ``ValueError`` for a wrong layout or an encoder that refuses frames
-    of this size."""
-    began = time.perf_counter()
+    """Track every object by every encoder; under torchrun the processes share the sequences, and each has all results.
+
+    Raises ``ValueError`` for a wrong layout or an encoder that refuses frames of this size."""
     if config.test is None:
         raise ConfigError("the task tracking needs --test ROOT, a folder with the layout of DAVIS-2017")
     if config.segments != 1 or config.cells != (1, 1, 1) or config.train is not None:
         raise ConfigError("the task tracking follows patches of whole videos: leave --segments, --cells, --train out")
-    place = choose_device(config.device)
-    run = Run(place, choose_precision(config.precision, place))
-    sequences = read_davis(config.test.path, config.tracking.split)
-    subjects = open_subjects(config)
-    found = {s.name: EncoderMaps(s.name, s.encoder, run, config.tracking, config.batch_size) for s in subjects}
-    trackers: dict[str, EncoderMaps | PixelMaps | None] = dict(found)
-    if "random" in config.baselines:
-        twin = random_twin(subjects[0].encoder, config.random_seed)
-        trackers["random"] = EncoderMaps("random", twin, run, config.tracking, config.batch_size)
-    if "pixels" in config.baselines:
-        trackers["pixels"] = PixelMaps(found[subjects[0].name])
-    trackers[STILL] = None
-    scores: dict[str, list[ObjectScore]] = {name: [] for name in trackers}
-    for sequence in sequences:
-        for name, objects in track_sequence(sequence, trackers, config.tracking).items():
-            scores[name] += objects
+    began = time.perf_counter()
+    with Run.start(config.device, config.precision) as run:
+        sequences = read_davis(config.test.path, config.tracking.split)
+        subjects = open_subjects(config)
+        trackers = build_trackers(config, {subject.name: subject.encoder for subject in subjects}, run)
+        drawn = {sequences[place].name for place in tracking_page.evenly(len(sequences))}
+        found = share_out(
+            run, sequences, lambda one: track_sequence(one, trackers, config.tracking, one.name in drawn)
+        )  # fmt: skip
+    scores = {name: [one for objects, _ in found for one in objects[name]] for name in trackers}
     rows = [row_of(name, objects, config.random_seed) for name, objects in scores.items()]
     models = {subject.name: facts(subject, encoder_hash(subject.encoder)) for subject in subjects}
     about = {
-        **models[subjects[0].name], "models": models, "device": str(place), "precision": run.precision,
+        **models[subjects[0].name], "models": models, "device": str(run.device), "precision": run.precision,
         "frames": {name: tracker.mode for name, tracker in trackers.items() if tracker is not None},
         "objects": {name: [one._asdict() for one in objects] for name, objects in scores.items()},
+        "versions": versions(),
     }  # fmt: skip
-    return TaskResult(rows, {"tracking": time.perf_counter() - began}, about, table(rows))
+    examples = [example for _, example in found if example is not None]
+    report = functools.partial(tracking_page.draw, examples=examples)
+    return TaskResult(rows, {"tracking": time.perf_counter() - began}, about, table(rows), report=report)
+
+
+def build_trackers(config: EvalConfig, encoders: Mapping[str, ClipEncoder], run: Run) -> Trackers:
+    """The encoders by name, the baselines asked for, and "still" (None)."""
+    own, batch = config.tracking, config.batch_size
+    found = {name: EncoderMaps(name, encoder, run, own, batch) for name, encoder in encoders.items()}
+    first = next(iter(encoders))
+    trackers: dict[str, EncoderMaps | PixelMaps | None] = dict(found)
+    if "random" in config.baselines:
+        twin = random_twin(encoders[first], config.random_seed)
+        trackers["random"] = EncoderMaps("random", twin, run, own, batch)
+    if "pixels" in config.baselines:
+        trackers["pixels"] = PixelMaps(found[first])
+    trackers[STILL] = None
+    return trackers
 
 
 def track_sequence(
-    sequence: Tracked, trackers: Mapping[str, EncoderMaps | PixelMaps | None], config: TrackingConfig
-) -> dict[str, list[ObjectScore]]:
-    """Scores of the objects of one sequence by every tracker (None: the first masks stay)."""
+    sequence: Tracked, trackers: Trackers, config: TrackingConfig, shown: bool
+) -> tuple[dict[str, list[ObjectScore]], Example | None]:
+    """Scores of the objects of one sequence by every tracker (None: the first masks stay), and small pictures of their
+    masks if it is to be ``shown``."""
     frames = torch.from_numpy(sequence.read_frames())
     truth = [read_numbers(path) for path in sequence.masks]
     size = (frames.shape[1], frames.shape[2])
@@ -101,17 +121,34 @@ def track_sequence(
     names = [int(number) for number in np.unique(truth[0]) if number not in (0, VOID)]
     if not names:
         raise ConfigError(f"{sequence.masks[0]} marks no object: there is nothing to track")
-    first = np.zeros(size, np.int64)  # objects by their place in names, counted from 1
-    for place, number in enumerate(names, 1):
-        first[truth[0] == number] = place
-    scores = {}
+    first = by_place(truth[0], names)
+    scores, masks = {}, {}
     for name, tracker in trackers.items():
         if tracker is None:
             drawn = [first] * len(frames)
         else:
             drawn = draw(tracker(frames), torch.from_numpy(first), len(names) + 1, config, name)
         scores[name] = [score(sequence.name, number, i, drawn, truth) for i, number in enumerate(names, 1)]
-    return scores
+        if shown:
+            masks[name] = _small(drawn)
+    if not shown:
+        return scores, None
+    true = _small([by_place(numbers, names) for numbers in truth])
+    return scores, Example(sequence.name, names, _small(list(frames.numpy())), true, masks)
+
+
+def by_place(numbers: NDArray[np.int64], names: Sequence[int]) -> NDArray[np.int64]:
+    """Objects by their place in ``names``, counted from 1; 0 for all else."""
+    found = np.zeros_like(numbers)
+    for place, number in enumerate(names, 1):
+        found[numbers == number] = place
+    return found
+
+
+def _small(pictures: Sequence[NDArray[Any]]) -> NDArray[np.uint8]:
+    """A few frames, small, for the report."""
+    chosen = tracking_page.evenly(len(pictures), tracking_page.FRAMES)
+    return np.stack([drawing.shrink(pictures[n], tracking_page.HEIGHT).astype(np.uint8) for n in chosen])
 
 
 def draw(found: PatchMaps, first: Tensor, objects: int, config: TrackingConfig, name: str) -> list[NDArray[np.int64]]:

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import by_two
 
 from evals.davis import read_davis
 from evals.main import evaluate, main
@@ -233,6 +235,29 @@ def test_the_task_tracks_a_made_up_davis(davis: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     assert [one["number"] for one in results["objects"]["still"]] == [1, 2, 1, 2]
     assert "| pixels | " in (tmp_path / "a" / "results.md").read_text()
+
+
+def test_two_processes_share_the_sequences(davis: Path, tmp_path: Path) -> None:
+    config = EvalConfig(
+        run=str(davis / "run"), task="tracking", test=SourceConfig(path=str(davis)), device="cpu",
+        tracking=TrackingConfig(side=32),
+    )  # fmt: skip
+    alone = json.loads(json.dumps(evaluate(config, tmp_path / "alone")))
+    for found in by_two(config, "objects"):
+        assert (found["rows"], found["objects"]) == (alone["rows"], alone["objects"])
+
+
+def test_the_page_shows_masks_over_frames(davis: Path, tmp_path: Path) -> None:
+    config = EvalConfig(
+        run=str(davis / "run"), task="tracking", test=SourceConfig(path=str(davis)), device="cpu",
+        tracking=TrackingConfig(side=32),
+    )  # fmt: skip
+    results = evaluate(config, tmp_path / "page")
+    text = (tmp_path / "page" / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert (text.count("data:image/jpeg"), text.count("data:image/gif")) == (2 * 5, 2)  # annotated and four trackers
+    for words in ("What was run", "J&amp;F", f"{100 * results['rows'][0]['jf']:.1f}", "still", "Every object"):
+        assert words in text
 
 
 def test_what_is_wrong_with_the_data_is_said(davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
