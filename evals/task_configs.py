@@ -1,4 +1,4 @@
-"""Settings of single tasks (anticipation, retrieval, tracking, dense prediction), and of the clips that all of them see.
+"""Settings of single tasks (anticipation, retrieval, tracking, dense prediction), and of the clips that all see.
 
 On the command line ``jepa eval MODEL --task TASK --set TASK.KEY=VALUE``.
 """

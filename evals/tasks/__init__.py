@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from evals.settings import EvalConfig, TaskResult
+from evals.tasks.anticipation import anticipate
 from evals.tasks.dense import predict_densely
+from evals.tasks.image import classify_images
 from evals.tasks.physics import judge_physics
 from evals.tasks.retrieval import retrieve
 from evals.tasks.tracking import track
@@ -13,6 +15,8 @@ from evals.tasks.video import classify_videos
 
 TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {
     "video": classify_videos,
+    "image": classify_images,
+    "anticipation": anticipate,
     "physics": judge_physics,
     "retrieval": retrieve,
     "tracking": track,
