@@ -67,9 +67,7 @@ def fit_heads(
         offset, scale = float(metres.mean()), float(metres.std(correction=0)) or 1.0
     settings = probe.settings()
     start = heads.linear_params(patches.shape[-1], outputs)
-    params = {
-        name: p.to(device)[None].repeat(len(settings), *[1] * p.dim()).requires_grad_() for name, p in start.items()
-    }
+    params = heads.stack(start, len(settings), device)
     rates, decays = (
         torch.tensor([s[key] for s in settings], device=device) for key in ("learning_rate", "weight_decay")
     )

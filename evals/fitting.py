@@ -49,17 +49,22 @@ class Schedule(NamedTuple):
 
 
 class GridHeads(NamedTuple):
-    """Fitted heads: parameters in parts of the grid, one after the other along G."""
+    """Fitted heads: parameters in parts of the grid, one after the other along G. ``at_once``: views of clips that are
+    computed together."""
 
     forward: heads.Forward
     parts: Sequence[heads.Params]
     standard: Standard
+    at_once: int
 
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Tensor:
         """Features ``[B, R, N, D]`` to log-probabilities ``[G, B, C]``: probabilities are means over the views."""
-        views = self.standard(x.flatten(0, 1))
-        logits = torch.cat([self.forward(params, views) for params in self.parts])
+        pieces = [
+            torch.cat([self.forward(params, views) for params in self.parts])
+            for views in self.standard(x.flatten(0, 1)).split(self.at_once)
+        ]
+        logits = torch.cat(pieces, dim=1)
         return mean_probability(logits.log_softmax(dim=-1).unflatten(1, x.shape[:2]))
 
     def head(self, number: int) -> heads.Params:
@@ -102,7 +107,8 @@ def fit_grid(
                 loss = F.cross_entropy(logits.flatten(0, 1), aim.expand(size, -1).flatten())
                 loss.mul(size * len(some) / len(x)).backward()
             optimizer.step(heads.schedule(step, schedule.steps))
-    return GridHeads(head.forward, [params for params, _ in parts], standard)
+    at_once = int(max(1, most_bytes // (each * count)))
+    return GridHeads(head.forward, [params for params, _ in parts], standard, at_once)
 
 
 def _stack(
@@ -111,8 +117,6 @@ def _stack(
     """``start`` as parameters with a leading dimension of at most ``count`` heads, with their optimizers."""
     for first in range(0, len(settings), count):
         some = settings[first : first + count]
-        params = {
-            name: p.to(device)[None].repeat(len(some), *[1] * p.dim()).requires_grad_() for name, p in start.items()
-        }
+        params = heads.stack(start, len(some), device)
         rates, decays = (torch.tensor([s[k] for s in some], device=device) for k in ("learning_rate", "weight_decay"))
         yield params, heads.HeadAdamW(params, rates, decays)

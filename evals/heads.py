@@ -1,6 +1,6 @@
 """Many probe heads trained at once: every parameter carries a leading dimension G, one entry per head of the grid.
 
-Shapes: G heads of the grid, B clips, N tokens, D width of the features, C classes, M attention heads of width E = D/M.
+Shapes: G heads of the grid, B clips, N tokens, D width of the features, C classes.
 All heads start from the same values and see the same batches, so they differ only in learning rate and weight decay,
 and each one ends where it would have ended if it had been trained alone.
 """
@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -56,71 +55,16 @@ def _linear_token(params: Params, x: Tensor) -> Tensor:
     return linear_forward(params, x[:, 0])
 
 
-def attentive_params(width: int, num_classes: int, seed: int, mlp_ratio: int = 4) -> Params:
-    """One attentive head: a learnt query, one cross-attention block with its MLP, a linear classifier.
-
-    The probe of V-JEPA (arXiv 2404.08471, section 4 and appendix) at depth 1, weights normal with a standard
-    deviation of one over the square root of the fan-in, so that narrow features start at the same scale as wide ones.
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def weight(rows: int, columns: int, gain: float = 1.0) -> Tensor:
-        return torch.randn(rows, columns, generator=generator) * (gain / math.sqrt(rows))
-
-    hidden = mlp_ratio * width
-    return {
-        "query": torch.randn(width, generator=generator) * 0.02,
-        "q.weight": weight(width, width),
-        "q.bias": torch.zeros(width),
-        "k.weight": weight(width, width),
-        "v.weight": weight(width, width),
-        "v.bias": torch.zeros(width),
-        "proj.weight": weight(width, width),
-        "proj.bias": torch.zeros(width),
-        "norm.scale": torch.ones(width),
-        "norm.bias": torch.zeros(width),
-        "fc1.weight": weight(width, hidden),
-        "fc1.bias": torch.zeros(hidden),
-        "fc2.weight": weight(hidden, width, gain=0.1),
-        "fc2.bias": torch.zeros(width),
-        "head.weight": weight(width, num_classes, gain=0.1),
-        "head.bias": torch.zeros(num_classes),
-    }
-
-
-def attentive_forward(params: Params, x: Tensor, num_heads: int) -> Tensor:
-    """Standardised tokens ``[B, N, D]`` to logits ``[G, B, C]``.
-
-    The block has one query only, so its products are re-associated: ``q . (W_k x_n) = (W_k^T q) . x_n`` and
-    ``sum_n a_n (W_v x_n) = W_v sum_n a_n x_n``. The function and its gradients are those of ordinary cross-attention,
-    but no D x D product runs per token, which makes a grid of G heads cost about as much as one ordinary head.
-    (A key bias would shift every logit alike and is left out.)
-    """
-    heads, width, each = params["query"].shape[0], x.shape[-1], x.shape[-1] // num_heads
-    query = params["query"][:, None]  # [G, 1, D]
-    q = torch.baddbmm(params["q.bias"][:, None], query, params["q.weight"])  # [G, 1, D]
-    keys = params["k.weight"].unflatten(-1, (num_heads, each))  # [G, D, M, E]
-    directions = torch.einsum("gme,gdme->gmd", q.view(heads, num_heads, each), keys) / math.sqrt(each)
-    logits = directions.reshape(1, -1, width) @ x.transpose(1, 2)  # [B, G*M, N]
-    pooled = logits.softmax(dim=-1) @ x  # [B, G*M, D]
-    pooled = pooled.transpose(0, 1)  # [G*M, B, D]
-    values = params["v.weight"].unflatten(-1, (num_heads, each)).transpose(1, 2).reshape(-1, width, each)
-    attended = torch.bmm(pooled, values).unflatten(0, (heads, num_heads))  # [G, M, B, E]
-    attended = attended.permute(0, 2, 1, 3).flatten(2) + params["v.bias"][:, None]  # [G, B, D]
-    y = query + _affine(params, "proj", attended)
-    normed = F.layer_norm(y, (width,)) * params["norm.scale"][:, None] + params["norm.bias"][:, None]
-    y = y + _affine(params, "fc2", F.gelu(_affine(params, "fc1", normed)))
-    return _affine(params, "head", y)
-
-
-def _affine(params: Params, name: str, x: Tensor) -> Tensor:
-    return torch.baddbmm(params[f"{name}.bias"][:, None], x, params[f"{name}.weight"])
+def stack(start: Params, count: int, device: torch.device) -> Params:
+    """Parameters of ``count`` heads that all start from the same values."""
+    return {name: p.to(device)[None].repeat(count, *[1] * p.dim()).requires_grad_() for name, p in start.items()}
 
 
 class HeadAdamW:
     """AdamW (arXiv 1711.05101) on stacked parameters with a learning rate and a weight decay of its own per head.
 
-    ``params`` hold a leading G; ``learning_rates`` and ``weight_decays`` are ``[G]``. Only ``*.weight`` decays.
+    ``params`` hold a leading G; ``learning_rates`` and ``weight_decays`` are ``[G]``. Only matrices named ``*.weight``
+    decay.
     """
 
     def __init__(
@@ -145,7 +89,7 @@ class HeadAdamW:
         for name, p in self.params.items():
             assert p.grad is not None
             shape = (-1, *[1] * (p.dim() - 1))
-            if name.endswith(".weight"):
+            if name.endswith(".weight") and p.dim() == 3:
                 p.mul_((1 - rates * self.weight_decays).view(shape))
             first = self.first[name].lerp_(p.grad, 1 - beta1)
             second = self.second[name].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)

@@ -9,7 +9,6 @@ beside the honest number, as papers that choose on their test set report it; not
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import time
@@ -21,8 +20,10 @@ import torch
 from torch import Tensor
 
 from evals import heads, metrics, preprocess, sklearn_bridge
+from evals.attentive import attentive_head
 from evals.fitting import Schedule, Setting, Standard, fit_grid
 from evals.rows import Rows
+from jepa.models.attentive import AttentiveConfig
 from jepa.types import TokenGrid
 
 
@@ -30,15 +31,17 @@ from jepa.types import TokenGrid
 class ProbeConfig:
     """Which probe, and the grid of heads.
 
-    ``kind``: "linear" (softmax regression on mean-pooled tokens, AdamW), "attentive" (cross-attention over all tokens,
+    ``kind``: "linear" (softmax regression on mean-pooled tokens, AdamW), "attentive" (learned queries ask all tokens,
     then linear, AdamW), "knn" or "logistic" (scikit-learn, on mean-pooled tokens).
     ``learning_rates`` x ``weight_decays`` is the grid of the first two (``None``: the kind's own), trained for
     ``steps`` batches of ``batch_size`` clips. ``neighbours`` is the grid of "knn", ``penalties`` of "logistic".
     ``holdout``: share of the training clips, class by class, on which the head is chosen. ``refit``: fit the
-    heads again on all training clips. ``attention_heads``: of the attentive probe, lowered to a divisor of the width.
-    ``token_pool``: average tokens over (time, rows, columns) before an attentive probe; (1, 1, 1) keeps all tokens.
-    ``standardise`` False skips step 1 (for ablations: an attentive probe on low-variance features then stays at
-    chance).
+    heads again on all training clips.
+    The attentive probe is ``jepa.models.attentive.AttentiveProbe``: ``depth`` blocks, the last of cross-attention
+    (1: V-JEPA, 4: V-JEPA 2), in which ``queries`` learned queries ask all tokens, whose answers stand side by side
+    before the linear layer; ``attention_heads``, lowered to a divisor of the width; ``mlp_ratio`` of every block.
+    ``token_pool``: average tokens over (time, rows, columns) before it; (1, 1, 1) keeps all tokens.
+    ``standardise`` False skips step 1, as the published protocols do.
     """
 
     kind: Literal["linear", "attentive", "knn", "logistic"] = "linear"
@@ -48,7 +51,10 @@ class ProbeConfig:
     batch_size: int = 128
     holdout: float = 0.2
     refit: bool = True
+    depth: int = 1
+    queries: int = 1
     attention_heads: int = 4
+    mlp_ratio: float = 4.0
     token_pool: tuple[int, int, int] = (1, 1, 1)
     neighbours: tuple[int, ...] = (3, 5, 10, 20, 40)
     penalties: tuple[float, ...] = (1e-1, 1.0, 1e1, 1e2, 1e3)
@@ -62,6 +68,14 @@ class ProbeConfig:
             raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
         if min(self.token_pool) < 1 or self.attention_heads < 1:
             raise ValueError(f"token_pool {self.token_pool} and attention_heads {self.attention_heads} must be >= 1")
+        if self.depth < 1 or self.queries < 1 or self.mlp_ratio <= 0:
+            raise ValueError(
+                f"depth and queries must be at least 1 and mlp_ratio positive, not {self.depth}, {self.queries} and "
+                f"{self.mlp_ratio:g}"
+            )
+        empty = [name for name in _GRID_FIELDS if getattr(self, name) == ()]
+        if empty:
+            raise ValueError(f"{empty[0]} is empty: a grid needs at least one value (null: the probe's own)")
 
     def settings(self) -> list[Setting]:
         """The grid, one dict of named numbers per head."""
@@ -83,6 +97,9 @@ _GRIDS = {
     "linear": ((1e-3, 3e-3, 1e-2, 3e-2), (0.01, 0.1, 1.0, 3.0), 600),
     "attentive": ((3e-4, 1e-3, 3e-3, 1e-2), (0.01, 0.3), 250),
 }
+
+
+_GRID_FIELDS = ("learning_rates", "weight_decays", "neighbours", "penalties")
 
 
 class HeadScore(NamedTuple):
@@ -189,16 +206,24 @@ def _fit(
         standard = Standard(*(torch.full((width,), value, device=x.device) for value in (0.0, 1.0)))
     if config.kind in ("knn", "logistic"):
         return _Classical.fit(settings, standard, x, y, rows, classes)
+    head = _architecture(config, *x.shape[2:], classes)
     schedule = Schedule(config.num_steps(), config.batch_size, config.seed + 1)
-    return fit_grid(_architecture(config, width, classes), settings, x, y, rows, schedule, standard)
+    return fit_grid(head, settings, x, y, rows, schedule, standard)
 
 
-def _architecture(config: ProbeConfig, width: int, classes: int) -> heads.Head:
+def _architecture(config: ProbeConfig, tokens: int, width: int, classes: int) -> heads.Head:
     if config.kind == "linear":
         return heads.linear_head(width, classes)
+    return attentive_head(attentive_config(config, width, classes), tokens, config.seed)
+
+
+def attentive_config(config: ProbeConfig, width: int, classes: int) -> AttentiveConfig:
+    """The shape of an attentive probe on tokens of this width: its attention heads are a divisor of it."""
     count = max(m for m in range(1, min(config.attention_heads, width) + 1) if width % m == 0)
-    start = heads.attentive_params(width, classes, config.seed)
-    return heads.Head(start, functools.partial(heads.attentive_forward, num_heads=count), 32 * width)
+    return AttentiveConfig(
+        embed_dim=width, num_heads=count, depth=config.depth, mlp_ratio=config.mlp_ratio, num_classes=classes,
+        num_queries=config.queries,
+    )  # fmt: skip
 
 
 class _Classical(NamedTuple):

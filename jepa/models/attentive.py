@@ -21,8 +21,9 @@ PROBE_EPS = 1e-5  # of every layer norm in the published probes; their transform
 class AttentiveConfig:
     """``depth``: self-attention blocks plus the one of cross-attention (V-JEPA 1, V-JEPA 2 4).
 
-    One linear layer ``num_classes`` wide on one query; or, for action anticipation, one query and one layer for each
-    entry of ``classifiers`` (name to number of classes, in the order of the queries). ``norm_eps``: of every norm.
+    One linear layer ``num_classes`` wide on the vectors of ``num_queries`` queries side by side; or, for action
+    anticipation, one query and one layer for each entry of ``classifiers`` (name to number of classes, in the order of
+    the queries). ``norm_eps``: of every norm.
     """
 
     embed_dim: int
@@ -32,11 +33,14 @@ class AttentiveConfig:
     num_classes: int | None = None
     classifiers: dict[str, int] = field(default_factory=dict)
     norm_eps: float = PROBE_EPS
+    num_queries: int = 1
 
     def __post_init__(self) -> None:
         check_width(self.embed_dim, self.depth, self.num_heads, self.mlp_ratio, "", "attentive probe")
         if (self.num_classes is None) == (not self.classifiers):
             raise ValueError("an attentive probe needs num_classes or classifiers, and not both")
+        if self.num_queries < 1 or (self.classifiers and self.num_queries != 1):
+            raise ValueError(f"num_queries must be at least 1, and 1 beside classifiers, not {self.num_queries}")
 
 
 class CrossAttention(nn.Module):
@@ -74,7 +78,7 @@ class AttentivePooler(nn.Module):
 
     def __init__(self, config: AttentiveConfig) -> None:
         super().__init__()
-        dim, heads, num_queries = config.embed_dim, config.num_heads, max(1, len(config.classifiers))
+        dim, heads, num_queries = config.embed_dim, config.num_heads, len(config.classifiers) or config.num_queries
         self.query_tokens = nn.Parameter(torch.empty(1, num_queries, dim))
         nn.init.trunc_normal_(self.query_tokens, std=0.02)
         self.cross_attention_block = CrossAttentionBlock(dim, heads, config.mlp_ratio, config.norm_eps)
@@ -96,7 +100,7 @@ class AttentiveProbe(nn.Module):
         self.config = config
         self.pooler = AttentivePooler(config)
         if config.num_classes is not None:
-            self.linear = Linear(config.embed_dim, config.num_classes)
+            self.linear = Linear(config.embed_dim * config.num_queries, config.num_classes)
         else:
             self.classifiers = nn.ModuleDict(
                 {name: Linear(config.embed_dim, classes) for name, classes in config.classifiers.items()}
@@ -108,5 +112,5 @@ class AttentiveProbe(nn.Module):
             raise ValueError(f"this probe takes tokens {self.config.embed_dim} wide, not {tokens.shape[-1]}")
         pooled = self.pooler(tokens)
         if self.config.num_classes is not None:
-            return self.linear(pooled[:, 0])
+            return self.linear(pooled.flatten(1))
         return {name: layer(pooled[:, k]) for k, (name, layer) in enumerate(self.classifiers.items())}

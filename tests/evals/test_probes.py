@@ -118,7 +118,7 @@ def test_same_seed_same_result_and_scores_cover_the_grid() -> None:
 def test_attentive_probe_needs_standardised_features() -> None:
     def scaled(clips: int, seed: int) -> tuple[Tensor, Tensor]:
         x, y = tokens(clips, seed, True)
-        return 1.0 + 1e-3 * x, y
+        return torch.randn(12, generator=torch.Generator().manual_seed(9)) + 1e-3 * x, y
 
     raw = ProbeConfig(kind="attentive", steps=60, learning_rates=(1e-3, 3e-3), weight_decays=(0.01,), standardise=False)
     assert fit_probe(raw, *scaled(200, 0), *scaled(200, 1)).accuracy < 0.6
