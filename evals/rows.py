@@ -102,10 +102,14 @@ class Rows:
         for rows, view in plan:
             yield self.gather(rows, view)
 
+    def pieces(self, groups: Iterable[Tensor]) -> Iterator[Tensor]:
+        """``gather(rows)`` for every one of ``groups``, in order."""
+        for rows in groups:
+            yield self.gather(rows)
+
     def chunks(self, size: int = 256) -> Iterator[Tensor]:
         """All clips in order, ``[<=size, R, N, D]`` at a time."""
-        for rows in torch.arange(len(self)).split(size):
-            yield self.gather(rows)
+        return self.pieces(torch.arange(len(self)).split(size))
 
     def load(self, device: torch.device, most_bytes: float) -> Rows:
         """A copy in memory on ``device`` if it takes at most ``most_bytes``, else these rows as they are."""

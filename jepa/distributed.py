@@ -103,6 +103,17 @@ class Run:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """The rows of all processes ``[sum of B, ...]`` in rank order, on each of them; B may differ."""
+        if self.world_size == 1:
+            return rows
+        counts = [int(count) for count in self.gather(len(rows))]  # type: ignore[call-overload]
+        padded = rows.new_zeros(max(counts), *rows.shape[1:], device=self.device)
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).to(rows.device)
+
     def on_main(self, action: Callable[[], T]) -> T:
         """The result of ``action``, run on rank 0 only, on every process; a ``ValueError`` of it is raised on each."""
         if self.world_size == 1:
