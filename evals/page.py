@@ -53,8 +53,8 @@ h3 { font-size: 15px; margin: 0 0 6px; } .heat { width: auto; font-size: 13px; }
   border-radius: 4px; font-variant-numeric: tabular-nums; } .heat td.true { outline: 1px solid var(--soft);
   outline-offset: -2px; } .none { display: grid; place-items: center; min-height: 104px; padding: 10px;
   border-radius: 6px; background: var(--bar); color: var(--soft); font-size: 13px; }
-.strips { width: auto; } .strips td { border: 0 !important; padding: 3px 0; } .strips th { vertical-align: middle;
-  padding: 3px 12px 3px 0; } .strips img { border-radius: 4px; max-width: none; height: 96px; }
+.strips td { border: 0 !important; padding: 3px 0; } .strips th { vertical-align: middle; width: 1%;
+  padding: 3px 12px 3px 0; } .strips img { border-radius: 4px; width: 100%; }
 details summary { cursor: pointer; color: var(--soft); }
 """
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from evals.representations import random_twin
+from evals.shares import share_out
 from evals.watching import Watching, watched_clip
 from jepa.config import ConfigError, to_dict
 from jepa.data.settings import eval_options
@@ -166,20 +167,51 @@ def watch(
 
     Windows with the same pixels, as pairs have before the event, are looked at once: less work, and exact ties.
     A video that cannot be read to its end, or is too short for the shortest context, is a failure and has no curve.
+    The processes of ``run`` share the videos, and each has all curves.
     """
-    rates = {path: pair.fps for pair in pairs for path in (pair.possible, pair.impossible)}
-    watched = Watched({name: {} for watcher in watchers for name in watcher.names}, {})
     groups: dict[tuple[object, ...], list[Watcher]] = {}
     for watcher in watchers:
         groups.setdefault((watcher.clip, watcher.tubelet, watcher.patch), []).append(watcher)
-    for group in groups.values():
-        _watch_group(rates, group, watching, run, workers, watched)
-    for name in watched.curves:
-        for path in watched.failures:
-            watched.curves[name].pop(path, None)  # whoever could read it: scores are of the same videos
+    names = [name for watcher in watchers for name in watcher.names]
+
+    def look(rates: dict[str, float | None]) -> Watched:
+        watched = Watched({name: {} for name in names}, {})
+        for group in groups.values() if rates else ():
+            _watch_group(rates, group, watching, run, workers, watched)
+        return watched
+
+    parts = share_out(run, split_pairs(pairs, run.world_size), look)
+    paths = dict.fromkeys(path for pair in pairs for path in (pair.possible, pair.impossible))
+    failures = {path: reason for part in parts for path, reason in part.failures.items()}
+    watched = Watched({name: {} for name in names}, {path: failures[path] for path in paths if path in failures})
+    for name, curves in watched.curves.items():
+        found = {path: curve for part in parts for path, curve in part.curves[name].items()}
+        # what one watcher could not read counts for none: scores are of the same videos
+        curves.update((path, found[path]) for path in paths if path in found and path not in failures)
     for reason in watched.failures.values():
         log.warning("counts as an error: %s", reason)
     return watched
+
+
+def split_pairs(pairs: Sequence[Pair], parts: int) -> list[dict[str, float | None]]:
+    """Paths (and rates) of all videos in so many parts. Videos that share a pair or a scene stay together: windows that
+    they have in common must be looked at once, or their ties would be broken by rounding."""
+    family: dict[object, object] = {}
+
+    def head(member: object) -> object:
+        while family.setdefault(member, member) != member:
+            member = family[member]
+        return member
+
+    for pair in pairs:
+        for other in (pair.impossible, (pair.condition, pair.scene)):
+            family[head(other)] = head(pair.possible)
+    places: dict[object, int] = {}
+    shares: list[dict[str, float | None]] = [{} for _ in range(parts)]
+    for pair in pairs:
+        place = places.setdefault(head(pair.possible), len(places) % parts)
+        shares[place] |= {pair.possible: pair.fps, pair.impossible: pair.fps}
+    return shares
 
 
 def _watch_group(

@@ -35,8 +35,8 @@ def physics_section(folder: Path | None) -> str:
             "seen and the rest is predicted. A pair is right when the impossible video surprises more; 50 % is chance."
         ),
         page.text(verdict(rows)),
-        page.card(_table(rows, "mean")),
-        page.card(page.details("By the largest surprise of a video's windows, not the mean", _table(rows, "max"))),
+        page.card(score_table(rows, "mean")),
+        page.card(page.details("By the largest surprise of a video's windows, not the mean", score_table(rows, "max"))),
         page.card(
             page.image(
                 uri, "surprise over time under frames of possible and impossible videos",
@@ -58,14 +58,17 @@ def _share(row: Mapping[str, Any]) -> str:
     return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], over: str) -> str:
+def score_table(rows: Sequence[Mapping[str, Any]], over: str, auroc: bool = False) -> str:
+    """A line per condition, a column per predictor: accuracy with its interval or, if wanted, AUROC."""
+    key = "auroc" if auroc else "accuracy"
     chosen = [row for row in rows if row["over"] == over]
     names = list(dict.fromkeys(row["predictor"] for row in chosen))
     lines, best = [], []
     for condition in dict.fromkeys(row["condition"] for row in chosen):
         found = {row["predictor"]: row for row in chosen if row["condition"] == condition}
-        shares = [found[name]["accuracy"] for name in names]
-        lines.append([condition, *(_share(found[name]) for name in names), found[names[0]]["pairs"]])
+        shares = [found[name][key] for name in names]
+        words = [f"{found[name][key]:.2f}" if auroc else _share(found[name]) for name in names]
+        lines.append([condition, *words, found[names[0]]["pairs"]])
         tied = shares.count(max(shares)) > 1
         best.append(-1 if tied else 1 + shares.index(max(shares)))
     return page.table(["condition", *names, "pairs"], lines, best)

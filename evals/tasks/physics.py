@@ -6,6 +6,7 @@ the model stand the same architecture with fresh weights, the last seen latents 
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evals import physics_page
 from evals.datasets.physics import open_physics
+from evals.outcome import versions
 from evals.pairwise import auroc, binomial_interval, bootstrap_interval, pairs_right
 from evals.physics import LatentWatcher, Pair, PixelWatcher, Watched, Watcher, read_pairs, untrained, watch
 from evals.physics_picture import draw_pairs
@@ -28,7 +31,7 @@ from jepa.config import ConfigError
 from jepa.data.sampling import frame_spacing
 from jepa.data.synthetic.dataset import Glyphs
 from jepa.data.synthetic.physics import PhysicsConfig, write_physics
-from jepa.distributed import Run, choose_device, choose_precision
+from jepa.distributed import Run
 from jepa.predictive import load_predictive
 from jepa.types import ClipConfig
 
@@ -60,31 +63,36 @@ class PhysicsRow(NamedTuple):
 
 
 def judge_physics(config: EvalConfig) -> TaskResult:
-    """Watch the pairs and score every predictor. Raises ``ValueError`` for models that cannot predict, missing data, or
-    surprise that is not finite."""
+    """Watch the pairs and score every predictor; under torchrun the processes share the videos, and each has all
+    results. Raises ``ValueError`` for models that cannot predict, missing data, or surprise that is not finite."""
     began = time.perf_counter()
-    place = choose_device(config.device)
-    run = Run(place, choose_precision(config.precision, place))
-    subjects = open_subjects(config)
-    pairs = open_pairs(config, watched_clip(subjects[0].encoder.clip, config.watching))
-    watchers = build_watchers(config, [(subject.name, subject.model) for subject in subjects], run)
-    seconds = {"pairs": time.perf_counter() - began}
-    began = time.perf_counter()
-    watched = watch(pairs, watchers, config.watching, run, config.workers)
+    with Run.start(config.device, config.precision) as run:
+        subjects = open_subjects(config)
+        clip = watched_clip(subjects[0].encoder.clip, config.watching)
+        pairs = run.on_main(lambda: open_pairs(config, clip))
+        watchers = build_watchers(config, [(subject.name, subject.model) for subject in subjects], run)
+        seconds = {"pairs": time.perf_counter() - began}
+        began = time.perf_counter()
+        watched = watch(pairs, watchers, config.watching, run, config.workers)
     if not any(watched.curves.values()):
         raise ConfigError(f"no video can be read; the first: {next(iter(watched.failures.values()))}")
     seconds["surprise"] = time.perf_counter() - began
     began = time.perf_counter()
     rows = score(pairs, watched, config.random_seed)
-    picture = draw_pairs(pairs, watched, TRAINED)
+    contexts = score_contexts(pairs, watched, config.random_seed)
+    picture = draw_pairs(pairs, watched, TRAINED) if run.is_main else b""
     seconds["scores"] = time.perf_counter() - began
     models = {subject.name: facts(subject, encoder_hash(subject.encoder)) for subject in subjects}
     about = {
-        **models[TRAINED], "models": models, "device": str(place), "precision": run.precision,
+        **models[TRAINED], "models": models, "device": str(run.device), "precision": run.precision,
         "contexts": contexts_of(watched), "unreadable": watched.failures,
-        "by_context": by_context(pairs, watched), "pairs": [listed(pair, watched) for pair in pairs],
+        "by_context": by_context(pairs, watched), "context_rows": contexts,
+        "pairs": [listed(pair, watched) for pair in pairs], "versions": versions(),
     }  # fmt: skip
-    return TaskResult(rows, seconds, about, table(rows), {"physics.png": picture} if picture else {})
+    report = functools.partial(physics_page.draw, picture=picture)
+    return TaskResult(
+        rows, seconds, about, table(rows), {"physics.png": picture} if picture else {}, report=report
+    )  # fmt: skip
 
 
 def open_pairs(config: EvalConfig, clip: ClipConfig) -> list[Pair]:
@@ -124,15 +132,34 @@ def build_watchers(config: EvalConfig, models: Sequence[tuple[str, str]], run: R
 
 def score(pairs: Sequence[Pair], watched: Watched, seed: int = 0) -> list[PhysicsRow]:
     """Rows for every condition and, where there are several, for all pairs."""
-    names = list(dict.fromkeys(pair.condition for pair in pairs))
     rows = []
     for predictor in watched.curves:
         for over in OVER:
             surprise = {path: curve.score(over) for path, curve in watched.curves[predictor].items()}  # type: ignore[arg-type]
-            for condition in (*names, ALL) if len(names) > 1 else names:
-                chosen = [pair for pair in pairs if condition in (pair.condition, ALL)]
-                rows.append(_row(predictor, condition, over, chosen, surprise, seed))
+            rows += _rows(predictor, over, pairs, surprise, seed)
     return rows
+
+
+def score_contexts(pairs: Sequence[Pair], watched: Watched, seed: int = 0) -> list[dict[str, Any]]:
+    """The same rows, as plain data, by the surprise of every context length (``context``, in tubelets) alone."""
+    rows = []
+    for predictor, contexts in contexts_of(watched).items():
+        for place, seen in enumerate(contexts):
+            windows = {path: curve.window_surprise[place] for path, curve in watched.curves[predictor].items()}
+            for over in OVER:
+                surprise = {path: float(getattr(values, over)()) for path, values in windows.items()}
+                rows += [{"context": seen, **r._asdict()} for r in _rows(predictor, over, pairs, surprise, seed)]
+    return rows
+
+
+def _rows(
+    predictor: str, over: str, pairs: Sequence[Pair], surprise: dict[str, float], seed: int
+) -> list[PhysicsRow]:  # fmt: skip
+    names = list(dict.fromkeys(pair.condition for pair in pairs))
+    return [
+        _row(predictor, name, over, [pair for pair in pairs if name in (pair.condition, ALL)], surprise, seed)
+        for name in ((*names, ALL) if len(names) > 1 else names)
+    ]
 
 
 def _row(

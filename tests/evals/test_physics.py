@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import by_two
 from support import error_of, tiny_settings
 from torch import Tensor
 
@@ -19,7 +21,7 @@ import jepa
 from app.cli import main
 from evals.main import evaluate
 from evals.pairwise import auroc, binomial_interval, bootstrap_interval, pairs_right
-from evals.physics import LatentWatcher, Pair, PixelWatcher, read_pairs, untrained, watch
+from evals.physics import LatentWatcher, Pair, PixelWatcher, read_pairs, split_pairs, untrained, watch
 from evals.physics_section import physics_section
 from evals.settings import EvalConfig
 from evals.sklearn_bridge import digit_images
@@ -239,6 +241,48 @@ def test_the_command_writes_results_and_twice_the_same(
     # pixels: the two pairs of a vanishing scene cancel out in the mean, whatever is in them
     means = [row for row in outs[0]["rows"] if row["over"] == "mean" and row["condition"] == "vanish"]
     assert {row["predictor"]: row["accuracy"] for row in means}["pixels stay"] == 0.5
+
+
+def test_two_processes_share_the_videos(run_dir: Path, world: Path, tmp_path: Path) -> None:
+    config = EvalConfig(
+        run=str(run_dir), task="physics", device="cpu", test=SourceConfig(path=str(world)), out=str(tmp_path / "out"),
+    )  # fmt: skip
+    alone = evaluate(config)
+    assert len(alone["context_rows"]) == len(alone["rows"]) * len(alone["contexts"]["trained"])
+    for found in by_two(config, "context_rows", "pairs"):
+        assert found["rows"] == alone["rows"]
+        assert found["context_rows"] == alone["context_rows"]
+        for mine, theirs in zip(found["pairs"], alone["pairs"], strict=True):
+            assert mine["possible"] == theirs["possible"]
+            for name, scores in mine["surprise"].items():
+                assert scores["mean"] == pytest.approx(theirs["surprise"][name]["mean"], rel=1e-5)
+
+
+def test_videos_of_a_pair_or_a_scene_stay_together() -> None:
+    pairs = [
+        Pair("a", "1", "2", "x"), Pair("a", "3", "4", "y"), Pair("a", "5", "6", "x"), Pair("b", "7", "8", "x"),
+        Pair("b", "3", "9", "z", fps=5.0),
+    ]  # fmt: skip
+    first, second = split_pairs(pairs, 2)
+    assert set(first) == {"1", "2", "5", "6", "7", "8"}  # scene x of condition a; that of condition b is another
+    assert second == {"3": 5.0, "4": None, "9": 5.0}  # video 3 stands in two pairs
+    assert split_pairs(pairs, 1)[0].keys() == first.keys() | second.keys()
+    assert split_pairs(pairs[:1], 2)[1] == {}
+
+
+def test_the_page_has_every_context_length_and_measure(run_dir: Path, world: Path, tmp_path: Path) -> None:
+    config = EvalConfig(
+        run=str(run_dir), task="physics", device="cpu", test=SourceConfig(path=str(world)), out=str(tmp_path / "out"),
+    )  # fmt: skip
+    results = evaluate(config)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert (text.count("data:image/png;base64,"), text.count("data:image/svg+xml;base64,")) == (1, 1)
+    lengths = results["contexts"]["trained"]
+    for words in ("AUROC", "What was run", *(f"{n} tubelets seen, by the largest surprise" for n in lengths)):
+        assert words in text
+    for row in [*results["rows"], *results["context_rows"]]:
+        assert f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" in text
 
 
 def test_without_pairs_the_built_in_world_is_rendered(run_dir: Path) -> None:
