@@ -1,45 +1,33 @@
-"""The one way from clips to frozen features: read once, encoded once by every model, cached on disk."""
+"""The one way from clips to frozen features: read once, encoded once by every model, kept on disk for later probes.
+
+``compute_splits`` says how much it will take before it encodes anything, and encodes only what the disk lacks. Several
+processes share the work; what comes out does not depend on how many there were.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from evals.representations import Encoded, Representation
+from evals.encoding import Views
+from evals.feature_cache import DiskStore
+from evals.feature_jobs import FeatureOptions, Job, Split, check_room, fill, make_job, writing
+from evals.representations import Representation
 from evals.rows import Rows
+from evals.settings import EvalConfig
+from evals.storage import source_hash
 from jepa.config import ConfigError
-from jepa.data.batches import Failure, eval_batches
-from jepa.data.loader import eval_options
 from jepa.data.sources import Source
-from jepa.data.transforms import ClipTransform
 from jepa.distributed import Run
-from jepa.types import ClipConfig, TokenGrid
+from jepa.types import TokenGrid
 
 log = logging.getLogger("jepa")
-
-
-def source_hash(source: Source) -> str:
-    """Short hash of what a source's clips are cut from: paths, sizes, times of change, and spans. Labels stay out."""
-    digest = hashlib.sha256(repr((source.config.fps, source.config.span, source.options.short_side)).encode())
-    for number, path in enumerate(source.paths):
-        file = source.config.path if source.arrays is not None else path
-        try:
-            status = os.stat(file)
-        except OSError:
-            digest.update(f"{path} missing".encode())
-            continue
-        span = None if source.spans is None else source.spans[number].tolist()
-        digest.update(f"{path} {status.st_size} {status.st_mtime_ns} {span}".encode())
-    return digest.hexdigest()[:16]
 
 
 class FeatureSet(NamedTuple):
@@ -73,132 +61,86 @@ class FeatureSet(NamedTuple):
         )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FeatureOptions:
-    """``segments`` clips per item: vectors are averaged over them, tokens joined. ``tokens`` False keeps vectors only.
-    ``cache_dir`` (None: nothing is kept on disk) never grows beyond ``cache_gb`` by these features."""
-
-    batch_size: int = 16
-    segments: int = 1
-    tokens: bool = True
-    workers: int = 0
-    cache_dir: Path | None = None
-    cache_gb: float = 4.0
+def feature_splits(config: EvalConfig, train: Source, test: Source, cache_dir: Path | None) -> dict[str, Split]:
+    """The splits "train" and "test" of an eval, as its config says. ``cache_dir``: where features stay, if they do."""
+    options = FeatureOptions(
+        batch_size=config.batch_size, workers=config.workers, cache_gb=config.cache_gb,
+        tokens=any(probe.kind == "attentive" for probe in config.probes),
+        cache_dir=cache_dir if config.cache_gb else None,
+    )  # fmt: skip
+    joined = config.join_segments or config.segments == 1
+    fit = Views(config.segments, joined, config.train_views, config.augment if config.train_views > 1 else None)
+    report = Views(config.segments, joined, config.views)
+    return {
+        "train": Split(train, replace(options, views=fit)), "test": Split(test, replace(options, views=report))
+    }  # fmt: skip
 
 
 def compute_features(
-    representations: Sequence[Representation], source: Source, run: Run, options: FeatureOptions
+    representations: Sequence[Representation], source: Source, run: Run, options: FeatureOptions, split: str = "clips"
 ) -> dict[str, FeatureSet]:
-    """Features by every representation, by its name, in their order. The source is read once for each kind of clip.
+    """``compute_splits`` of a single source."""
+    return compute_splits(representations, {split: Split(source, options)}, run)[split]
 
-    Raises ``ConfigError`` when no clip of the source can be decoded.
+
+def compute_splits(
+    representations: Sequence[Representation], splits: Mapping[str, Split], run: Run
+) -> dict[str, dict[str, FeatureSet]]:
+    """Features of every split by every representation, by their names, in their order. Files are read once for each
+    kind of clip, and every process has all features.
+
+    Raises ``ConfigError`` where the features would take more room than there is, before anything is encoded, and when
+    no clip of a source can be decoded; ``ValueError`` naming a file whose features are no numbers.
     """
-    found: dict[str, FeatureSet] = {}
-    for clip in dict.fromkeys(representation.clip for representation in representations):
-        group = [representation for representation in representations if representation.clip == clip]
-        reading = eval_options(clip, source.options.backend, source.options.short_video)
-        found |= _features_of_clip(group, replace(source, options=reading), clip, run, options)
-    return {representation.name: found[representation.name] for representation in representations}
+    hashes = {name: source_hash(split.source) for name, split in splits.items()}
+    jobs = [make_job(name, splits[name], r, hashes[name]) for name in splits for r in representations]
 
+    def prepare() -> list[dict[int, tuple[str, ...]]]:
+        for job in jobs:
+            if isinstance(job.store, DiskStore):
+                job.store.check()
+            job.missing = job.store.missing()
+        check_room(jobs, run.world_size)
+        for job in jobs:
+            if isinstance(job.store, DiskStore) and job.missing:
+                with writing(job.store):
+                    job.store.prepare()
+        return [job.missing for job in jobs]
 
-def _features_of_clip(
-    representations: Sequence[Representation], source: Source, clip: ClipConfig, run: Run, options: FeatureOptions
-) -> dict[str, FeatureSet]:
-    """Features by representations that want the same clips, decoded once for all that the cache does not hold."""
-    stem = f"{source_hash(source)}-{hashlib.sha256(repr((clip, options.segments)).encode()).hexdigest()[:8]}"
-    found: dict[str, FeatureSet] = {}
-    missing: list[Representation] = []
-    for representation in representations:
-        known = _read(options, f"{representation.fingerprint}-{stem}", representation)
-        if known is None:
-            missing.append(representation)
-        else:
-            found[representation.name] = known
-    if missing:
-        fresh = _encode_all(missing, source, clip, run, options)
-        for representation in missing:
-            found[representation.name] = fresh[representation.name]
-            _write(options, f"{representation.fingerprint}-{stem}", fresh[representation.name])
+    for job, missing in zip(jobs, run.on_main(prepare), strict=True):
+        job.missing = missing
+    for name in splits:
+        for clip in dict.fromkeys(representation.clip for representation in representations):
+            fill([job for job in jobs if job.split == name and job.of.clip == clip and job.missing], clip, run)
+    found: dict[str, dict[str, FeatureSet]] = {name: {} for name in splits}
+    for job in jobs:
+        found[job.split][job.of.name] = _read(job)
+    if run.is_main:
+        _warn(found)
     return found
 
 
-def _encode_all(
-    representations: Sequence[Representation], source: Source, clip: ClipConfig, run: Run, options: FeatureOptions
-) -> dict[str, FeatureSet]:
-    transform = ClipTransform(clip, None)
-    failures: list[Failure] = []
-    items: list[Tensor] = []
-    parts: dict[str, list[Encoded]] = {r.name: [] for r in representations}
-    batches = eval_batches(source, clip, options.batch_size, options.segments, options.workers, failures)
-    for batch in batches:
-        assert batch.index is not None
-        ready = transform(batch.to(run.device))
-        items.append(batch.index)
-        for representation in representations:
-            encoded = representation(ready.clip)
-            tokens = encoded.tokens.cpu() if options.tokens else encoded.tokens[:, :0].cpu()
-            parts[representation.name].append(Encoded(tokens, encoded.vector.cpu()))
-    for failure in failures:
-        log.warning("left out of the eval: %s", failure.reason)
+def _read(job: Job) -> FeatureSet:
+    """All features of a job. Raises ``ConfigError`` where no clip could be decoded."""
+    blocks = job.store.read()
+    items = [item for block in blocks for item in block.items]
+    failures = {item: reason for block in blocks for item, reason in block.failures.items()}
     if not items:
-        raise ConfigError(f"{source.config.path}: no clip can be decoded; the first: {failures[0].reason}")
-    return {r.name: _gather(torch.cat(items), parts[r.name], r, options) for r in representations}
-
-
-def _gather(index: Tensor, parts: list[Encoded], of: Representation, options: FeatureOptions) -> FeatureSet:
-    """Clips to items: the mean vector of an item's segments, and their tokens one after the other."""
-    items, segments = index.unique_consecutive(), options.segments
-    vectors = torch.cat([part.vector for part in parts]).unflatten(0, (len(items), segments)).mean(dim=1)
+        raise ConfigError(f"{job.source.config.path}: no clip can be decoded; the first: {failures[min(failures)]}")
+    index, grid, views = torch.arange(len(items)), job.of.grid, job.options.views
+    if views.joined:
+        grid = grid._replace(t=grid.t * views.segments)
+    vectors = Rows(tuple(part for block in blocks for part in block.vectors), index)
     tokens = None
-    if options.tokens:
-        tokens = torch.cat([part.tokens for part in parts]).unflatten(0, (len(items), segments)).flatten(1, 2)
-    found = None if tokens is None else Rows.of(tokens)
-    grid = of.grid._replace(t=of.grid.t * segments)
-    return FeatureSet(items, found, Rows.of(vectors), grid, of.levels, of.widths()[0])
+    if job.options.tokens:
+        tokens = Rows(tuple(part for block in blocks for part in block.tokens), index)
+    return FeatureSet(
+        torch.tensor(items), tokens, vectors, grid, job.of.levels, job.of.widths()[0], failures
+    )  # fmt: skip
 
 
-# ---- cache: one .npy per array, so that tokens (large) are read only when a probe wants them -----------------------
-
-
-def _read(options: FeatureOptions, key: str, of: Representation) -> FeatureSet | None:
-    if options.cache_dir is None:
-        return None
-    arrays = []
-    for part in ("items", "vectors", "tokens") if options.tokens else ("items", "vectors"):
-        path = options.cache_dir / f"{key}.{part}.npy"
-        try:
-            arrays.append(torch.from_numpy(np.load(path)))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, EOFError):
-            log.warning("feature cache %s is damaged and will be written again", path)
-            return None
-    items, vectors = arrays[:2]
-    grid = of.grid._replace(t=of.grid.t * options.segments)
-    tokens = Rows.of(arrays[2]) if options.tokens else None
-    return FeatureSet(items, tokens, Rows.of(vectors), grid, of.levels, of.widths()[0])
-
-
-def _write(options: FeatureOptions, key: str, features: FeatureSet) -> None:
-    """Write beside the final place, then rename: no half file is ever read. A full disk only costs time."""
-    if options.cache_dir is None:
-        return
-    tokens = None if features.tokens is None else features.tokens.blocks[0][:, 0]
-    arrays = {"items": features.items, "vectors": features.matrix(), "tokens": tokens}
-    try:
-        options.cache_dir.mkdir(parents=True, exist_ok=True)
-        used = sum(path.stat().st_size for path in options.cache_dir.iterdir())
-        for part, value in arrays.items():
-            if value is None:
-                continue
-            used += value.numel() * value.element_size()
-            if used > options.cache_gb * 1e9:
-                log.info("%s stay out of the feature cache: it would hold more than %g GB", part, options.cache_gb)
-                return
-            path = options.cache_dir / f"{key}.{part}.npy"
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            with temporary.open("wb") as file:
-                np.save(file, value.numpy())
-            temporary.replace(path)
-    except OSError as error:
-        log.warning("features are not cached: %s", error)
+def _warn(found: Mapping[str, Mapping[str, FeatureSet]]) -> None:
+    """Name every file that could not be decoded, once."""
+    for split, features in found.items():
+        for reason in dict.fromkeys(reason for one in features.values() for reason in one.failures.values()):
+            log.warning("left out of the eval, %s: %s", split, reason)

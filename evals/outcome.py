@@ -18,10 +18,8 @@ from evals.harness import FeatureSet
 from evals.labelled import Labelled
 from evals.probes import ProbeResult
 from evals.settings import Row
-from jepa.data.sampling import ShortVideoError
 from jepa.data.sources import Source
-from jepa.data.video import VideoError, is_url
-from jepa.types import ClipConfig
+from jepa.data.video import is_url
 
 PREDICTIONS = "predictions.npz"
 _LISTED = 20  # reasons below the table; results.json has all
@@ -71,31 +69,16 @@ def judge(
     return Outcome(row, labels, predictions, probabilities)
 
 
-def undecodable(side: Labelled, features: Mapping[str, FeatureSet], clips: Mapping[str, ClipConfig]) -> list[Any]:
-    """Path, span and reason of every labelled item that some representation has no features of.
-
-    Each is read once more, as a cache of features does not know why.
-    """
+def undecodable(side: Labelled, features: Mapping[str, FeatureSet]) -> list[Any]:
+    """Path, span and reason of every labelled item that some representation has no features of."""
     wanted = torch.stack(list(side.labels.values())).amax(dim=0) >= 0
     found: dict[int, str] = {}
-    for name, known in features.items():
-        lacking = wanted.clone()
-        lacking[known.items] = False
-        for item in lacking.nonzero().flatten().tolist():
-            if item not in found:
-                found[item] = _reason(side.source, item, clips[name])
+    for known in features.values():
+        found = {**{item: reason for item, reason in known.failures.items() if wanted[item]}, **found}
     return [
         {"path": side.source.paths[item], "span_s": side.source.span_s(item), "reason": reason}
         for item, reason in sorted(found.items())
     ]
-
-
-def _reason(source: Source, item: int, clip: ClipConfig) -> str:
-    try:
-        source.load_clip(item, clip)
-    except (VideoError, ShortVideoError) as error:
-        return " ".join(str(error).split())
-    return f"{source.paths[item]}: could not be read when it was encoded; now it can"
 
 
 def key(probe: str, label: str, encoder: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from evals import page, sections
-from evals.harness import FeatureOptions, compute_features
+from evals.harness import Split, compute_splits, feature_splits
 from evals.labelled import open_labelled
 from evals.neighbours import agreement_table, find_neighbours, gallery
 from evals.physics_section import physics_section
@@ -67,10 +67,10 @@ def write_report(config: ReportConfig) -> Path:
     train = open_labelled(from_dict(SourceConfig, results["train"]), asked.labels, clip)
     test = open_labelled(from_dict(SourceConfig, results["test"]), asked.labels, clip, train.class_names)
     encoders = [r for r in build_representations(asked, {TRAINED: encoder}, run) if r.name != "pixels"]
-    cache = home(asked) / "features" if asked.cache_gb else None
-    options = FeatureOptions(batch_size=asked.batch_size, segments=asked.segments, tokens=False, cache_dir=cache)
-    features = [compute_features(encoders, side.source, run, options) for side in (train, test)]
-    neighbours = find_neighbours(features[0], features[1])
+    splits = feature_splits(asked, train.source, test.source, home(asked) / "features")
+    splits = {name: Split(source, replace(options, tokens=False)) for name, (source, options) in splits.items()}
+    features = compute_splits(encoders, splits, run)
+    neighbours = find_neighbours(features["train"], features["test"])
     order = torch.randperm(len(neighbours.test_items), generator=torch.Generator().manual_seed(config.seed)).tolist()
     shown = [test.source.load_clip(int(neighbours.test_items[i]), clip).frames for i in order[:_MAP_CLIPS]]
     ready = [ClipTransform(clip)(Batch(clip=torch.from_numpy(f).permute(3, 0, 1, 2)[None])).clip for f in shown]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Any]:
-    """A binary file that appears at ``path`` complete and on the disk, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def atomic_write(path: Path, shared: bool = False) -> Iterator[Any]:
+    """A binary file that appears at ``path`` complete and on the disk, or not at all.
+
+    ``shared``: several processes may write it at once, each beside the others; the last one to finish stays.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp" if shared else f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

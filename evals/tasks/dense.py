@@ -20,7 +20,7 @@ from torch import Tensor
 from evals import dense_metrics
 from evals.dense_data import DenseSet, Pool, draw_pools, open_dense, read_label
 from evals.dense_probe import DenseHeads, fit_heads, upsample
-from evals.harness import FeatureOptions, FeatureSet, compute_features
+from evals.harness import FeatureOptions, FeatureSet, Split, compute_splits
 from evals.preprocess import split_rows
 from evals.probes import ProbeConfig
 from evals.representations import EncoderRepresentation, Pixels, Representation, build_representations, encoder_hash
@@ -81,9 +81,9 @@ def predict_densely(config: EvalConfig) -> TaskResult:
         batch_size=config.batch_size, workers=config.workers, cache_gb=config.cache_gb,
         cache_dir=home(config) / "features" if config.cache_gb else None,
     )  # fmt: skip
-    features = [
-        compute_features(representations, part.source(representations[0].clip), run, options) for part in (train, test)
-    ]
+    clip = representations[0].clip
+    splits = {name: Split(part.source(clip), options) for name, part in (("train", train), ("test", test))}
+    features = list(compute_splits(representations, splits, run).values())
     seconds = {"features": time.perf_counter() - began}
     began = time.perf_counter()
     rows = []

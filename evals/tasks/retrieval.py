@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.degrade import degraded, shift_frames
-from evals.harness import FeatureOptions, FeatureSet, compute_features
+from evals.encoding import Views
+from evals.harness import FeatureOptions, FeatureSet, Split, compute_features, compute_splits
 from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.metrics import standard_error
 from evals.preprocess import standardiser
@@ -79,15 +80,17 @@ def retrieve(config: EvalConfig) -> TaskResult:
     test = open_labelled(test_config, config.labels, clip, train.class_names)
     representations = build_representations(config, {s.name: s.encoder for s in subjects}, run)
     options = FeatureOptions(
-        batch_size=config.batch_size, segments=config.segments, workers=config.workers, tokens=False,
+        batch_size=config.batch_size, views=Views(config.segments), workers=config.workers, tokens=False,
         cache_dir=home(config) / "features" if config.cache_gb else None, cache_gb=config.cache_gb,
     )  # fmt: skip
     alone = own.protocol == "leave_one_out"
+    sides = {"test": Split(test.source, options)} if alone else {
+        "test": Split(test.source, options), "train": Split(train.source, options)
+    }  # fmt: skip
     if not alone:
         check_apart(train, test)
-    found = compute_features(representations, test.source, run, options)
-    gallery = found if alone else compute_features(representations, train.source, run, options)
-    check_finite(found | {f"{name} (gallery)": features for name, features in gallery.items()})
+    features = compute_splits(representations, sides, run)
+    found, gallery = features["test"], features["test" if alone else "train"]
     seconds = {"features": time.perf_counter() - began}
     began = time.perf_counter()
     rows: list[RetrievalRow | CopyRow] = [*class_rows(own, train, test, found, gallery)]
@@ -116,13 +119,6 @@ def check_apart(train: Labelled, test: Labelled) -> None:
             f"{both[0]} is a query and in the gallery ({len(both)} such clips): use other splits, or "
             "retrieval.protocol=leave_one_out"
         )
-
-
-def check_finite(features: Mapping[str, FeatureSet]) -> None:
-    """Raise ``ValueError`` naming the encoder whose features are no numbers."""
-    for name, found in features.items():
-        if not found.matrix().isfinite().all():
-            raise ValueError(f"the features of {name} hold NaN or infinity: the encoder has diverged")
 
 
 def vectors_of(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from evals import eval_page
-from evals.harness import FeatureOptions, compute_features
+from evals.harness import compute_splits, feature_splits
 from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.outcome import PREDICTIONS, notes, pack, undecodable, versions
 from evals.probing import probe_one
@@ -38,16 +38,8 @@ def classify_videos(
         check(side)
     representations = build_representations(config, {s.name: s.encoder for s in subjects}, run)
     check_grids(config, representations)
-    options = FeatureOptions(
-        batch_size=config.batch_size, segments=config.segments, workers=config.workers,
-        tokens=any(probe.kind == "attentive" for probe in config.probes),
-        cache_dir=home(config) / "features" if config.cache_gb else None,
-        cache_gb=config.cache_gb,
-    )  # fmt: skip
-    features = {
-        split: compute_features(representations, labelled.source, run, options)
-        for split, labelled in (("train", train), ("test", test))
-    }
+    splits = feature_splits(config, train.source, test.source, home(config) / "features")
+    features = compute_splits(representations, splits, run)
     seconds = {"features": time.perf_counter() - began}
     began = time.perf_counter()
     outcomes = [
@@ -57,10 +49,8 @@ def classify_videos(
         for name in features["train"]
     ]
     seconds["probes"] = time.perf_counter() - began
-    rows, clips = [outcome.row for outcome in outcomes], {r.name: r.clip for r in representations}
-    lists = {
-        split: undecodable(side, features[split], clips) for split, side in (("train", train), ("test", test))
-    }
+    rows = [outcome.row for outcome in outcomes]
+    lists = {split: undecodable(side, features[split]) for split, side in (("train", train), ("test", test))}
     models = {subject.name: facts(subject, encoder_hash(subject.encoder)) for subject in subjects}
     about = {
         **models[subjects[0].name],

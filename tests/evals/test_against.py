@@ -57,9 +57,9 @@ def test_a_column_against_others_is_the_same_as_alone(
     vit = f"timm:test_vit@{folder / 'vit.safetensors'}?frames=2&fps=8&size=32"
     passes: list[tuple[int, list[str]]] = []
     monkeypatch.setattr(
-        harness, "_encode_all",
-        lambda group, source, clip, *rest, real=harness._encode_all: (
-            passes.append((clip.crop_size, [r.name for r in group])) or real(group, source, clip, *rest)
+        harness, "fill",
+        lambda jobs, clip, run, real=harness.fill: (
+            passes.append((clip.crop_size, [job.of.name for job in jobs])) or real(jobs, clip, run)
         ),
     )  # fmt: skip
     together = evaluate(asked(folder, first, against=(vit, second), cache_gb=0), tmp_path / "out")
@@ -88,11 +88,14 @@ def test_features_of_all_models_are_cached_by_model_and_clip(
     model, second = f"timm:test_vit@{folder / 'vit.safetensors'}?frames=1&size=32", str(folder / "second")
     calls: list[list[str]] = []
     monkeypatch.setattr(
-        harness, "_encode_all", lambda *a, real=harness._encode_all: calls.append([r.name for r in a[0]]) or real(*a)
-    )
+        harness, "fill",
+        lambda jobs, *rest, real=harness.fill: (
+            calls.extend([[job.of.name for job in jobs]] if jobs else []) or real(jobs, *rest)
+        ),
+    )  # fmt: skip
     kept = asked(folder, model, against=(second,), out=str(tmp_path / "kept"))
     before = evaluate(kept)
-    assert len(list((tmp_path / "kept" / "features").glob("*.vectors.npy"))) == 8
+    assert len(list((tmp_path / "kept" / "features").glob("*/meta.json"))) == 8
     calls.clear()
     assert [row["accuracy"] for row in evaluate(kept)["rows"]] == [row["accuracy"] for row in before["rows"]]
     assert calls == []

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evals import harness
 from evals.harness import FeatureOptions, compute_features
 from evals.main import evaluate, main
 from evals.probes import ProbeConfig
 from evals.representations import EncoderRepresentation, Pixels, encoder_hash, random_twin
+from evals.rows import Rows
 from evals.settings import EvalConfig
 from jepa.checkpoint import save_checkpoint
 from jepa.config import ConfigError, to_dict
@@ -72,6 +72,11 @@ def open_split(data: Path, split: str) -> Source:
     return open_source(SourceConfig(path=str(data / f"{split}.npz")), eval_options(CLIP))
 
 
+def whole(rows: Rows) -> torch.Tensor:
+    """Everything, ``[K, R, N, D]``."""
+    return rows.gather(torch.arange(len(rows)))
+
+
 def test_features_equal_the_encoder_and_do_not_depend_on_batches(encoder: Encoder, data: Path) -> None:
     source = open_split(data, "test")
     representation = EncoderRepresentation("trained", encoder, RUN)
@@ -79,70 +84,27 @@ def test_features_equal_the_encoder_and_do_not_depend_on_batches(encoder: Encode
         compute_features([representation], source, RUN, FeatureOptions(batch_size=size))["trained"]
         for size in (7, 40)
     ]
-    torch.testing.assert_close(found[0].tokens.gather(EVERY), found[1].tokens.gather(EVERY))
+    torch.testing.assert_close(whole(found[0].tokens), whole(found[1].tokens))
     clips = torch.from_numpy(make_clips(40, 1)[0]).permute(0, 4, 1, 2, 3)
     with torch.no_grad():
         expected = encoder(ClipTransform(CLIP, None)(Batch(clip=clips)).clip)
-    torch.testing.assert_close(found[0].tokens, expected)
-    torch.testing.assert_close(found[0].vectors, expected.mean(dim=1))
+    torch.testing.assert_close(whole(found[0].tokens)[:, 0], expected)
+    torch.testing.assert_close(found[0].matrix(), expected.mean(dim=1))
     assert found[0].items.tolist() == list(range(40))
 
 
 def test_cells_keep_place_and_time(encoder: Encoder, data: Path) -> None:
     source, options = open_split(data, "test"), FeatureOptions()
-    whole = compute_features([EncoderRepresentation("trained", encoder, RUN)], source, RUN, options)["trained"]
+    plain = compute_features([EncoderRepresentation("trained", encoder, RUN)], source, RUN, options)["trained"]
     halves = EncoderRepresentation("trained", encoder, RUN, cells=(2, 1, 1))
     found = compute_features([halves], source, RUN, options)["trained"]
-    early, late = whole.tokens.chunk(2, dim=1)  # tokens run through time first
-    torch.testing.assert_close(found.vectors, torch.cat((early.mean(dim=1), late.mean(dim=1)), dim=1))
+    tokens = whole(plain.tokens)[:, 0]
+    early, late = tokens.chunk(2, dim=1)  # tokens run through time first
+    torch.testing.assert_close(found.matrix(), torch.cat((early.mean(dim=1), late.mean(dim=1)), dim=1))
     everything = EncoderRepresentation("trained", encoder, RUN, cells=tuple(encoder.grid))
-    torch.testing.assert_close(
-        compute_features([everything], source, RUN, options)["trained"].vectors, whole.tokens.flatten(1)
-    )
+    found = compute_features([everything], source, RUN, options)["trained"]
+    torch.testing.assert_close(found.matrix(), tokens.flatten(1))
     assert halves.fingerprint != everything.fingerprint
-
-
-def test_cache_returns_the_same_and_notices_other_weights_and_data(
-    encoder: Encoder, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source, options = open_split(data, "test"), FeatureOptions(cache_dir=tmp_path / "features")
-    trained = EncoderRepresentation("trained", encoder, RUN)
-    first = compute_features([trained], source, RUN, options)["trained"]
-    calls: list[int] = []
-    monkeypatch.setattr(
-        harness, "_encode_all", lambda *a, real=harness._encode_all: calls.append(len(a[0])) or real(*a)
-    )
-    again = compute_features([trained], source, RUN, options)["trained"]
-    assert calls == []
-    assert torch.equal(again.tokens, first.tokens)
-    assert again.grid == first.grid
-    compute_features([EncoderRepresentation("random", random_twin(encoder, 5), RUN)], source, RUN, options)
-    assert calls == [1]
-    compute_features([trained], source.subset(range(10)), RUN, options)
-    assert calls == [1, 1]
-    for file in (tmp_path / "features").glob("*.vectors.npy"):
-        file.write_bytes(b"damaged")
-    repaired = compute_features([trained], source, RUN, options)["trained"]
-    assert calls == [1, 1, 1]
-    assert torch.equal(repaired.vectors, first.vectors)
-
-
-def test_cache_stays_below_its_limit(encoder: Encoder, data: Path, tmp_path: Path) -> None:
-    trained, source = EncoderRepresentation("trained", encoder, RUN), open_split(data, "test")
-    options = FeatureOptions(cache_dir=tmp_path / "features", cache_gb=50e-6)  # vectors 4 kB, tokens 123 kB
-    compute_features([trained], source, RUN, options)
-    assert sorted(p.name.split(".")[1] for p in (tmp_path / "features").iterdir()) == ["items", "vectors"]
-
-
-def test_segments_average_vectors_and_join_tokens(encoder: Encoder, tmp_path: Path) -> None:
-    np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (3, 8, 16, 16, 3), dtype=np.uint8))
-    source = open_source(SourceConfig(path=str(tmp_path / "long.npy")), eval_options(CLIP))
-    trained = EncoderRepresentation("trained", encoder, RUN)
-    found = compute_features([trained], source, RUN, FeatureOptions(segments=2, batch_size=4))["trained"]
-    assert found.tokens is not None
-    assert found.tokens.shape == (3, 64, 24)
-    assert found.grid.size == 64
-    torch.testing.assert_close(found.vectors, found.tokens.mean(dim=1))
 
 
 def test_pixels_are_averages_in_place(encoder: Encoder) -> None:
