@@ -1,20 +1,28 @@
-"""Every config in configs/ loads, and takes one step with its own masks, loss and schedules at a toy size."""
+"""Every config in configs/ loads, and takes one step with its own masks, loss and schedules at a toy size; those of
+evals run from end to end on a toy model and a toy copy of their data set."""
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import write_clips
+from eval_layouts import LAYOUTS
+from support import tiny_settings, write_clips
 
+from evals.main import evaluate
+from evals.options import add_arguments, config_from
+from evals.settings import EvalConfig
 from jepa.checkpoint import load_checkpoint
 from jepa.config import from_dict, load_yaml, merge
 from jepa.train import TrainConfig, fit
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-RECIPES = [path for path in FILES if "base" not in path.parts]
+EVALS = sorted((CONFIGS / "eval").rglob("*.yaml"))
+RECIPES = [path for path in FILES if "base" not in path.parts and path not in EVALS]
 
 
 def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -60,7 +68,74 @@ def test_config_is_short_and_has_a_header(path: Path) -> None:
         header = "\n".join(line for line in lines if line.startswith("#"))
         for words in ("Command", "Hardware", "Time", "Expected|result"):
             assert any(word in header for word in words.split("|")), f"the header names no {words}"
+    if path in EVALS:
+        header = "\n".join(line for line in lines if line.startswith("#"))
+        for word in ("Command:  jepa eval", "Source:", "Hardware:", "Expected:"):
+            assert word in header, f"the header names no {word}"
+        assert path.relative_to(CONFIGS.parent).as_posix() in header, "the command names another file"
 
 
 def test_there_are_recipes() -> None:
     assert len(RECIPES) >= 8
+    assert len(EVALS) >= 20
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one step (with a predictor), and every data set's toy copy, made when it is first asked for."""
+    root = tmp_path_factory.mktemp("evals")
+    settings = tiny_settings(root, steps=1, device="cpu", precision="fp32")
+    fit(from_dict(TrainConfig, merge(settings, {"clip": {"frame_step": None, "fps": 4.0}})))
+    return root
+
+
+def shrink_eval(settings: dict[str, Any], world: Path, name: str) -> dict[str, Any]:
+    """The eval on the toy model and data: few frames, blocks, heads and steps; everything else is its own."""
+    data = (settings.get("dataset") or {}).get("name") or name
+    root = world / data
+    if data in LAYOUTS and not root.exists():
+        LAYOUTS[data](root)
+    toy: dict[str, Any] = {
+        "run": str(world / "run"), "out": str(world / "out" / name), "device": "cpu", "precision": "fp32",
+        "workers": 0, "batch_size": 32, "cache": True, "cache_gb": 1.0,
+        "probes": [shrink_probe(probe) for probe in settings.get("probes", ({"kind": "linear"},))],
+    }  # fmt: skip
+    if "dataset" in settings:
+        toy["dataset"] = {"root": str(root)}
+    for side in {"train", "test"} & settings.keys():
+        path = Path(settings[side]["path"])
+        toy[side] = {"path": str(root if data == "davis2017" else root / path.name)}
+    if "num_frames" in settings.get("clip", {}):
+        toy["clip"] = {"num_frames": 4}
+    if "layers" in settings:
+        toy["layers"] = [0, 1]
+    if "cells" in settings:
+        toy["cells"] = [2, 2, 2]
+    if "few_shot" in settings:
+        toy |= {"few_shot": ["50%"], "few_shot_seeds": 2}
+    if settings["task"] == "tracking":
+        toy["tracking"] = {"side": 32}
+    if name == "built_in":
+        toy["watching"] = {"pairs": 1}
+    return merge(settings, toy)
+
+
+def shrink_probe(probe: dict[str, Any]) -> dict[str, Any]:
+    """Two learning rates, one weight decay, two steps."""
+    grid = {key: probe[key][:count] for key, count in (("learning_rates", 2), ("weight_decays", 1)) if key in probe}
+    steps = {"steps": 2, "batch_size": 8} if probe["kind"] in ("linear", "attentive") else {"penalties": [1.0]}
+    return {**probe, **grid, **steps}
+
+
+@pytest.mark.parametrize("path", EVALS, ids=lambda path: path.relative_to(CONFIGS).as_posix())
+def test_eval_runs(path: Path, world: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert config_from(parser.parse_args(["MODEL", "--config", str(path)])).run == "MODEL"  # as it stands
+    settings = load_yaml(path)
+    config = from_dict(EvalConfig, shrink_eval(settings, world, path.stem))
+    results = evaluate(config)
+    assert results["task"] == settings["task"]
+    assert json.loads((world / "out" / path.stem / "results.json").read_text())["rows"] == results["rows"] != []
+    names = {row.get("encoder", row.get("predictor")) for row in results["rows"]}
+    assert {"trained", *settings.get("baselines", ())} - {"pixels"} <= names
