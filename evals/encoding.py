@@ -31,7 +31,7 @@ from jepa.types import Batch, ClipConfig
 log = logging.getLogger("jepa")
 
 _LOG_SECONDS = 30.0
-_SEED_BITS = 12  # for the number of a segment, and of a view
+SEED_BITS = 12  # of an augmentation seed, for the number of a segment, and for that of a view
 
 
 class Views(NamedTuple):
@@ -109,21 +109,23 @@ def _read(source: Source, clip: ClipConfig, segments: int, items: Sequence[int])
         except (VideoError, ShortVideoError) as error:
             failures[item] = " ".join(str(error).split())
     index = [item for item in usable for _ in range(segments)]
-    yield Clips(collate(clips, index, [0] * len(clips)) if clips else None, usable, failures)
+    seeds = [((item << SEED_BITS) + segment) << SEED_BITS for item in usable for segment in range(segments)]
+    yield Clips(collate(clips, index, seeds) if clips else None, usable, failures)
 
 
 def encode_views(
     batch: Batch, views: Views, transforms: Sequence[ClipTransform], representations: Sequence[Representation],
     batch_size: int, tokens: bool, device: torch.device,
 ) -> dict[str, tuple[Tensor, Tensor | None]]:  # fmt: skip
-    """Vectors ``[k, R, 1, V]`` and, if asked for, tokens ``[k, R, N, D]`` on the CPU, by name of representation."""
-    assert batch.index is not None
-    segment = torch.arange(len(batch.clip)) % views.segments
+    """Vectors ``[k, R, 1, V]`` and, if asked for, tokens ``[k, R, N, D]`` on the CPU, by name of representation.
+
+    All segments of an item stand together in ``batch``; view n of a clip is drawn by its ``augment_seed`` + n.
+    """
+    assert batch.augment_seed is not None
     found: dict[str, list[Encoded]] = {r.name: [] for r in representations}
     moved = batch.to(device)
     for number, transform in enumerate(transforms):
-        seeds = (((batch.index << _SEED_BITS) + segment) << _SEED_BITS) + number
-        ready = transform(replace(moved, augment_seed=seeds.to(device))).clip
+        ready = transform(replace(moved, augment_seed=batch.augment_seed.to(device) + number)).clip
         for representation in representations:
             parts = [_to_cpu(representation(part), tokens) for part in ready.split(batch_size)]
             found[representation.name].append(Encoded(*(torch.cat(side) for side in zip(*parts))))

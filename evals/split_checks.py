@@ -1,0 +1,89 @@
+"""Splits that cannot be trusted are refused before anything is encoded: leaks, classes nobody can learn, one class."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from evals.labelled import Labelled
+from evals.settings import Allowance
+from jepa.config import ConfigError
+from jepa.data.sources import Source
+
+_NAMED = 10  # classes in a message
+_WHOLE = (-math.inf, math.inf)
+
+
+def check_splits(train: Labelled, test: Labelled, allow: Sequence[Allowance] = ()) -> Labelled:
+    """``train`` with the class names of both sides, the test's own ones last.
+
+    Raises ``ConfigError`` for a training label with a single class; where a file (a span of it, a row of an array) is
+    on both sides, unless "leak" is allowed; for test classes that no training clip has, unless "unseen_classes" is.
+    """
+    for label, ids in train.labels.items():
+        classes = ids[ids >= 0].unique().tolist()
+        if len(classes) < 2:
+            name = train.class_names[label][classes[0]]
+            raise ConfigError(
+                f"{train.source.config.path}: all training clips have the {label} {name!r}; a probe needs at least two "
+                "classes"
+            )
+    both = leaks([train.source], [test.source])
+    if both and "leak" not in allow:
+        raise ConfigError(
+            f"{len(both)} of the {len(test.source)} test clips are among the training clips too, for example "
+            f"{both[0]}: the scores would say nothing. Use other splits, or allow it (--allow leak)"
+        )
+    for label, ids in test.labels.items():
+        unseen = set(ids[ids >= 0].unique().tolist()) - set(train.labels[label].unique().tolist())
+        if unseen and "unseen_classes" not in allow:
+            names = [test.class_names[label][number] for number in sorted(unseen)]
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            count = int(torch.isin(ids, torch.tensor(sorted(unseen))).sum())
+            raise ConfigError(
+                f"{count} test clips are of {len(names)} {label} classes that no training clip has: "
+                f"{', '.join(map(repr, names[:_NAMED]))}{more}. Nobody can know them: leave them out, or count them as "
+                "errors (--allow unseen_classes)"
+            )
+    return train._replace(class_names={label: test.class_names[label] for label in train.class_names})
+
+
+def leaks(train: Iterable[Source], test: Iterable[Source]) -> list[str]:
+    """The items of ``test`` that show what an item of ``train`` shows: the same file on the disk, by whatever name; of
+    spans of one video those that overlap, of arrays the same row."""
+    known: dict[Any, list[tuple[float, float]]] = {}
+    for source in train:
+        for item, name in enumerate(_identities(source)):
+            known.setdefault(name, []).append(source.span_s(item) or _WHOLE)
+    found = []
+    for source in test:
+        for item, name in enumerate(_identities(source)):
+            own = source.span_s(item)
+            if any(_overlap(own or _WHOLE, other) for other in known.get(name, ())):
+                found.append(source.paths[item] if own is None else f"{source.paths[item]} ({own[0]:g} to {own[1]:g} s)")
+    return found
+
+
+def _identities(source: Source) -> list[Any]:
+    """What tells each item's file from others: device and inode, with the row of an array; a URL itself."""
+    if source.arrays is not None:
+        assert source.rows is not None
+        array = _file(source.config.path)
+        return [(array, int(row)) for row in source.rows]
+    return [_file(path) for path in source.paths]
+
+
+def _file(path: str) -> Any:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path
+    return status.st_dev, status.st_ino
+
+
+def _overlap(first: tuple[float, float], second: tuple[float, float]) -> bool:
+    return first == second or max(first[0], second[0]) < min(first[1], second[1])
