@@ -61,19 +61,19 @@ class FeatureSet(NamedTuple):
         )  # fmt: skip
 
 
-def feature_splits(config: EvalConfig, train: Source, test: Source, cache_dir: Path | None) -> dict[str, Split]:
-    """The splits "train" and "test" of an eval, as its config says. ``cache_dir``: where features stay, if they do."""
+def feature_splits(config: EvalConfig, sources: Mapping[str, Source], cache_dir: Path | None) -> dict[str, Split]:
+    """The splits "train" and "test" of an eval (those of ``sources``), as its config says. ``cache_dir``: where
+    features stay, if they do."""
     options = FeatureOptions(
         batch_size=config.batch_size, workers=config.workers, cache_gb=config.cache_gb,
-        tokens=any(probe.kind == "attentive" for probe in config.probes),
+        tokens=any(probe.reads_tokens for probe in config.probes),
         cache_dir=cache_dir if config.cache_gb else None,
     )  # fmt: skip
     joined = config.join_segments or config.segments == 1
     fit = Views(config.segments, joined, config.train_views, config.augment if config.train_views > 1 else None)
     report = Views(config.segments, joined, config.views)
-    return {
-        "train": Split(train, replace(options, views=fit)), "test": Split(test, replace(options, views=report))
-    }  # fmt: skip
+    views = {"train": fit, "test": report}
+    return {name: Split(source, replace(options, views=views[name])) for name, source in sources.items()}
 
 
 def compute_features(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals import metrics
+from evals import metrics, tables
 from evals.harness import FeatureSet
 from evals.labelled import Labelled
 from evals.probes import ProbeResult
@@ -50,6 +50,7 @@ def judge(
     counted = labels >= 0
     own, said = labels[counted], predictions[counted]
     right = own == said
+    five = metrics.among_top(probabilities[counted], own, 5) & (said >= 0) if result.num_classes > 5 else None
     on_test = ((result.head_predictions == labels[items]).sum(dim=1).double() / len(own)).tolist()
     accuracy = metrics.accuracy(said, own)
     table = metrics.confusion(said, own, result.num_classes)
@@ -65,6 +66,8 @@ def judge(
         },
         num_train=result.num_train, num_test=len(own), num_undecodable=len(own) - len(items),
         num_classes=result.num_classes, seconds=result.seconds,
+        top5=None if five is None else five.double().mean().item(),
+        recall_at_5=None if five is None else metrics.class_mean(five, own),
     )  # fmt: skip
     return Outcome(row, labels, predictions, probabilities)
 
@@ -81,19 +84,20 @@ def undecodable(side: Labelled, features: Mapping[str, FeatureSet]) -> list[Any]
     ]
 
 
-def key(probe: str, label: str, encoder: str) -> str:
-    """The name under which ``predictions.npz`` keeps an outcome."""
-    return f"{probe}/{label}/{encoder}"
+def key(probe: str, label: str, encoder: str, variant: str = "") -> str:
+    """The name under which ``predictions.npz`` keeps an outcome; ``variant`` as in ``Row.variant``."""
+    return f"{probe} {variant}/{label}/{encoder}" if variant else f"{probe}/{label}/{encoder}"
 
 
 def pack(source: Source, outcomes: Sequence[Outcome]) -> bytes:
     """``predictions.npz``: ``path`` ``[N]`` (absolute), ``span_s`` ``[N, 2]`` (NaN: the whole video),
-    ``labels/LABEL`` ``[N]``, and ``PROBE/LABEL/ENCODER/predictions`` ``[N]`` and ``.../probabilities`` ``[N, C]``."""
+    ``labels/LABEL`` ``[N]``, and ``PROBE/LABEL/ENCODER/predictions`` ``[N]`` and ``.../probabilities`` ``[N, C]``;
+    for few labels and single layers "PROBE VARIANT" in place of ``PROBE``."""
     paths = [path if is_url(path) else os.path.abspath(path) for path in source.paths]
     spans = np.full((len(source), 2), np.nan) if source.spans is None else source.spans
     arrays: dict[str, Any] = {"path": np.array(paths), "span_s": spans}
     for outcome in outcomes:
-        name = key(*outcome.row[:3])
+        name = key(*outcome.row[:3], outcome.row.variant)
         arrays[f"labels/{outcome.row.label}"] = outcome.labels.numpy()
         arrays[f"{name}/predictions"] = outcome.predictions.numpy()
         arrays[f"{name}/probabilities"] = outcome.probabilities.numpy()
@@ -109,8 +113,9 @@ def notes(rows: Sequence[Row], lists: Mapping[str, Sequence[Mapping[str, Any]]])
         f"| probe | label | encoder | held out | test | {MAX_ON_TEST} |", "|" + "---|" * 6,
     ]  # fmt: skip
     for row in rows:
-        shares = (f"{100 * share:.1f}" for share in (row.held_out, row.accuracy, row.max_on_test))
-        lines.append("| " + " | ".join([row.probe, row.label, row.encoder, *shares]) + " |")
+        shares = (tables.share(share) for share in (row.held_out, row.accuracy, row.max_on_test))
+        probe = f"{row.probe}, {row.variant}" if row.variant else row.probe
+        lines.append("| " + " | ".join([probe, row.label, row.encoder, *shares]) + " |")
     for split, what in (("test", "count as errors"), ("train", "are left out")):
         if lists[split]:
             lines += ["", f"{len(lists[split])} {split} clips cannot be decoded and {what}:", ""]

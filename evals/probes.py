@@ -32,19 +32,21 @@ class ProbeConfig:
     """Which probe, and the grid of heads.
 
     ``kind``: "linear" (softmax regression on mean-pooled tokens, AdamW), "attentive" (learned queries ask all tokens,
-    then linear, AdamW), "knn" or "logistic" (scikit-learn, on mean-pooled tokens).
+    then linear, AdamW), "knn" or "logistic" (scikit-learn, on mean-pooled tokens), or "published": the attentive probe
+    in ``file``, or of that name in ``jepa models``, as it is (``evals.published``).
     ``learning_rates`` x ``weight_decays`` is the grid of the first two (``None``: the kind's own), trained for
     ``steps`` batches of ``batch_size`` clips. ``neighbours`` is the grid of "knn", ``penalties`` of "logistic".
     ``holdout``: share of the training clips, class by class, on which the head is chosen. ``refit``: fit the
     heads again on all training clips.
     The attentive probe is ``jepa.models.attentive.AttentiveProbe``: ``depth`` blocks, the last of cross-attention
     (1: V-JEPA, 4: V-JEPA 2), in which ``queries`` learned queries ask all tokens, whose answers stand side by side
-    before the linear layer; ``attention_heads``, lowered to a divisor of the width; ``mlp_ratio`` of every block.
+    before the linear layer; ``attention_heads`` (4), lowered to a divisor of the width; ``mlp_ratio`` of every block.
     ``token_pool``: average tokens over (time, rows, columns) before it; (1, 1, 1) keeps all tokens.
     ``standardise`` False skips step 1, as the published protocols do.
     """
 
-    kind: Literal["linear", "attentive", "knn", "logistic"] = "linear"
+    kind: Literal["linear", "attentive", "knn", "logistic", "published"] = "linear"
+    file: str | None = None
     learning_rates: tuple[float, ...] | None = None
     weight_decays: tuple[float, ...] | None = None
     steps: int | None = None
@@ -53,7 +55,7 @@ class ProbeConfig:
     refit: bool = True
     depth: int = 1
     queries: int = 1
-    attention_heads: int = 4
+    attention_heads: int | None = None
     mlp_ratio: float = 4.0
     token_pool: tuple[int, int, int] = (1, 1, 1)
     neighbours: tuple[int, ...] = (3, 5, 10, 20, 40)
@@ -66,8 +68,14 @@ class ProbeConfig:
             raise ValueError(f"holdout must lie between 0 and 1, not {self.holdout}: heads are chosen on that share")
         if self.batch_size < 1 or (self.steps is not None and self.steps < 1):
             raise ValueError(f"batch_size and steps must be at least 1, not {self.batch_size} and {self.steps}")
-        if min(self.token_pool) < 1 or self.attention_heads < 1:
+        if min(self.token_pool) < 1 or (self.attention_heads is not None and self.attention_heads < 1):
             raise ValueError(f"token_pool {self.token_pool} and attention_heads {self.attention_heads} must be >= 1")
+        if (self.kind == "published") != (self.file is not None):
+            raise ValueError(
+                "the probe 'published' needs file: a published probe's weights, or its name in `jepa models`"
+                if self.file is None
+                else f"file is for the probe 'published', not for {self.kind!r}"
+            )
         if self.depth < 1 or self.queries < 1 or self.mlp_ratio <= 0:
             raise ValueError(
                 f"depth and queries must be at least 1 and mlp_ratio positive, not {self.depth}, {self.queries} and "
@@ -87,6 +95,11 @@ class ProbeConfig:
         pairs = itertools.product(self.learning_rates or rates, self.weight_decays or decays)
         return [{"learning_rate": rate, "weight_decay": decay} for rate, decay in pairs]
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it sees all tokens of a clip, not one vector."""
+        return self.kind in ("attentive", "published")
+
     def num_steps(self) -> int:
         """Training steps of the gradient probes."""
         return self.steps or _GRIDS[self.kind][2]
@@ -103,11 +116,12 @@ _GRID_FIELDS = ("learning_rates", "weight_decays", "neighbours", "penalties")
 
 
 class HeadScore(NamedTuple):
-    """One head of the grid on the held-out training clips: share of right answers, and mean cross-entropy (nats)."""
+    """One head of the grid on the held-out training clips: share of right answers, and mean cross-entropy (nats); both
+    None where nothing could be held out."""
 
     setting: Setting
-    accuracy: float
-    loss: float
+    accuracy: float | None
+    loss: float | None
 
 
 class ProbeResult(NamedTuple):
@@ -141,7 +155,8 @@ def fit_probe(
     ``train`` and ``test``: tokens ``[K, N, D]``, pooled features ``[K, D]``, several views of each clip
     ``[K, R, N, D]``, or ``Rows`` of them; labels int64 ``[K]``, 0-based. Training sees one view of a clip at a time,
     drawn at random; held-out and test clips are scored by the mean of the probabilities of their views, and kNN and
-    logistic regression see the mean of their features.
+    logistic regression see the mean of their features. With one clip of each class nothing can be held out: then the
+    middle head of the grid, as ``config.settings()`` lists it, is taken.
 
     ``device``: where to compute (default: where the features are). Training features of at most ``memory_bytes``
     are loaded there; of larger ones only what a step needs, and test features always a few clips at a time.
@@ -156,12 +171,15 @@ def fit_probe(
     x, x_test = preprocess.Inputs(rows, place, arranged), preprocess.Inputs(rows_test, place, arranged, "test")
     x = x.load(memory_bytes)
     y, labels = train_labels.cpu(), test_labels.cpu()
-    fit_rows, held_rows = preprocess.split_rows(y, config.holdout, config.seed)
     settings = config.settings()
-    fitted = _fit(config, settings, x, y, fit_rows, classes)
-    scores = _score(settings, fitted, x, y, held_rows)
-    best = max(range(len(settings)), key=lambda g: (scores[g].accuracy, -scores[g].loss))
-    if config.refit:
+    scores, best, fitted = [HeadScore(s, None, None) for s in settings], len(settings) // 2, None
+    if int(torch.bincount(y).max()) > 1:
+        fit_rows, held_rows = preprocess.split_rows(y, config.holdout, config.seed)
+        fitted = _fit(config, settings, x, y, fit_rows, classes)
+        right, loss = _score(len(settings), fitted, x, y, held_rows)
+        scores = [HeadScore(*score) for score in zip(settings, right, loss, strict=True)]
+        best = max(range(len(settings)), key=lambda g: (right[g], -loss[g]))
+    if config.refit or fitted is None:
         fitted = _fit(config, settings, x, y, torch.arange(len(rows)), classes)
     head_predictions, probabilities = _predict(fitted, x_test, best)
     predictions = head_predictions[best]
@@ -219,7 +237,7 @@ def _architecture(config: ProbeConfig, tokens: int, width: int, classes: int) ->
 
 def attentive_config(config: ProbeConfig, width: int, classes: int) -> AttentiveConfig:
     """The shape of an attentive probe on tokens of this width: its attention heads are a divisor of it."""
-    count = max(m for m in range(1, min(config.attention_heads, width) + 1) if width % m == 0)
+    count = max(m for m in range(1, min(config.attention_heads or 4, width) + 1) if width % m == 0)
     return AttentiveConfig(
         embed_dim=width, num_heads=count, depth=config.depth, mlp_ratio=config.mlp_ratio, num_classes=classes,
         num_queries=config.queries,
@@ -258,13 +276,15 @@ def _vectors(standard: Standard, x: Tensor) -> Tensor:
     return standard(x[:, :, 0]).mean(dim=1).cpu()
 
 
-def _score(settings: list[Setting], fitted: Fitted, x: preprocess.Inputs, y: Tensor, rows: Tensor) -> list[HeadScore]:
-    right = loss = torch.zeros(len(settings), dtype=torch.float64)
+def _score(
+    count: int, fitted: Fitted, x: preprocess.Inputs, y: Tensor, rows: Tensor
+) -> tuple[list[float], list[float]]:
+    """Share of right answers and mean cross-entropy on the clips ``rows``, of each of ``count`` heads."""
+    right = loss = torch.zeros(count, dtype=torch.float64)
     done = 0
     for part in x.chunks(rows):
         scores, labels = fitted(part).cpu().double(), y[rows[done : done + len(part)]]
         right = right + (scores.argmax(dim=-1) == labels).sum(dim=1)
         loss = loss - scores[:, torch.arange(len(labels)), labels].sum(dim=1)
         done += len(part)
-    shares = zip(settings, (right / done).tolist(), (loss / done).tolist(), strict=True)
-    return [HeadScore(setting, accuracy, nats) for setting, accuracy, nats in shares]
+    return (right / done).tolist(), (loss / done).tolist()

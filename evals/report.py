@@ -67,7 +67,7 @@ def write_report(config: ReportConfig) -> Path:
     train = open_labelled(from_dict(SourceConfig, results["train"]), asked.labels, clip)
     test = open_labelled(from_dict(SourceConfig, results["test"]), asked.labels, clip, train.class_names)
     encoders = [r for r in build_representations(asked, {TRAINED: encoder}, run) if r.name != "pixels"]
-    splits = feature_splits(asked, train.source, test.source, home(asked) / "features")
+    splits = feature_splits(asked, {"train": train.source, "test": test.source}, home(asked) / "features")
     splits = {name: Split(source, replace(options, tokens=False)) for name, (source, options) in splits.items()}
     features = compute_splits(encoders, splits, run)
     neighbours = find_neighbours(features["train"], features["test"])

@@ -130,8 +130,9 @@ class Row(NamedTuple):
     ``top5``: share of clips whose class is among the five most probable; ``recall_at_5``: the same class by class, mean
     over the classes that the test set has (both None below six classes).
     ``shots``: which part of the training clips, "all", "10%" or "5" of each class; ``seeds``: accuracy of each draw,
-    ``spread`` their standard deviation, and ``accuracy`` their mean. ``layer``: the block that was probed, of a sweep
-    over layers."""
+    ``spread`` their standard deviation, and ``accuracy`` their mean; ``confusion``, ``per_class`` and ``chosen`` are
+    the first draw's. ``layer``: the block that was probed, of a sweep over layers. ``held_out`` is None where nothing
+    could be held out (one clip of each class, a published probe): then the middle head of the grid is reported."""
 
     probe: str
     label: str
@@ -140,7 +141,7 @@ class Row(NamedTuple):
     error: float
     interval: list[float]
     chance: float
-    held_out: float
+    held_out: float | None
     chosen: dict[str, float]
     heads: list[dict[str, Any]]
     heads_on_test: list[float]
