@@ -134,8 +134,8 @@ def dense(root: Path) -> None:
 
 def intphys(root: Path) -> None:
     for number in range(1, 5):
-        for frame in range(1, 7):
-            picture(root / f"dev/O1/01/{number}/scene/scene_{frame:03d}.png", number)
+        for frame in range(1, 19):
+            picture(root / f"dev/O1/01/{number}/scene/scene_{frame:03d}.png", number + frame)
         put(root / f"dev/O1/01/{number}/status.json", json.dumps({"header": {"is_possible": number < 3}}))
 
 

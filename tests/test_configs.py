@@ -116,7 +116,7 @@ def shrink_eval(settings: dict[str, Any], world: Path, name: str) -> dict[str, A
     if settings["task"] == "tracking":
         toy["tracking"] = {"side": 32}
     if name == "built_in":
-        toy["watching"] = {"pairs": 1}
+        toy["watching"] = {"pairs": 2}
     return merge(settings, toy)
 
 
