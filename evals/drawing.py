@@ -22,6 +22,9 @@ INK = "#7d838d"  # readable on a white and on a black page
 COLOURS = ("#3f7fe0", "#e07f2e", "#2f9e6e", "#a066d3", "#c9527a", "#7d838d")
 
 
+_MOST_INSIDE = 4  # lines of a chart whose legend stands inside it
+
+
 class Panel(NamedTuple):
     """One diagram: ``title`` and its series, as (name in the log, name shown)."""
 
@@ -75,6 +78,8 @@ def charts(wanted: Sequence[Chart], columns: int = 2) -> str:
         axes.set_xlabel(chart.x_label, color=INK, fontsize=8)
         axes.set_ylabel(chart.y_label, color=INK, fontsize=8)
         _style(axes, Panel(chart.title, ()))
+        if len(axes.lines) > _MOST_INSIDE:  # a long legend would hide the lines
+            axes.legend(fontsize=8, frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return save()
 
 
@@ -208,6 +213,15 @@ def overlay(frames: Frames, numbers: NDArray[np.integer], strength: float = 0.6)
     tint = palette(int(numbers.max()) + 1)[numbers]
     mixed = ((1 - strength) * frames + strength * tint).round().astype(np.uint8)
     return np.where(numbers[..., None] > 0, mixed, frames)
+
+
+def depth_colours(metres: NDArray[np.floating], low: float, high: float) -> Frames:
+    """Depths ``[H, W]`` as colours ``[H, W, 3]``: dark is near (``low``), bright far (``high``), grey NaN."""
+    import matplotlib
+
+    scaled = np.clip((metres - low) / max(high - low, 1e-9), 0, 1)
+    colours = (matplotlib.colormaps["viridis"](np.nan_to_num(scaled))[..., :3] * 255).round().astype(np.uint8)
+    return np.where(np.isnan(metres)[..., None], np.uint8(128), colours)
 
 
 def shrink(pictures: NDArray[Any], height: int) -> NDArray[Any]:

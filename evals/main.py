@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return
     results = evaluate(config)
-    print("\n\n".join(part for part in (results["table"], results["notes"]) if part))
+    if _writes():
+        print("\n\n".join(part for part in (results["table"], results["notes"]) if part))
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -92,6 +94,8 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
         "code_version": code_version(),
         **result.facts,
     }
+    if not _writes():
+        return results
     files = dict(result.files)
     if result.report is not None:
         files["report.html"] = result.report(results).encode()
@@ -105,6 +109,11 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     except OSError as error:
         raise ConfigError(f"results cannot be written to {folder}: {error.strerror or error}; choose --out") from None
     return results
+
+
+def _writes() -> bool:
+    """Whether this process prints and writes: of those of torchrun, which all have the same results, the first does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 if __name__ == "__main__":

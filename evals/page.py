@@ -55,6 +55,11 @@ h3 { font-size: 15px; margin: 0 0 6px; } .heat { width: auto; font-size: 13px; }
   border-radius: 6px; background: var(--bar); color: var(--soft); font-size: 13px; }
 .strips td { border: 0 !important; padding: 3px 0; } .strips th { vertical-align: middle; width: 1%;
   padding: 3px 12px 3px 0; } .strips img { border-radius: 4px; width: 100%; }
+.sides { width: auto; } .sides td { border: 0 !important; padding: 4px 8px 4px 0; } .sides img { border-radius: 4px;
+  min-width: 120px; image-rendering: pixelated; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 16px; align-items: center; margin: 0 0 10px; font-size: 13px; }
+.legend i { display: inline-block; width: 12px; height: 12px; border-radius: 3px; margin-right: 5px;
+  vertical-align: -1px; border: 1px solid var(--line); } .legend img { border-radius: 3px; }
 details summary { cursor: pointer; color: var(--soft); }
 """
 

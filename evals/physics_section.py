@@ -55,7 +55,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _share(row: Mapping[str, Any]) -> str:
-    return f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+    return f"{100 * row['accuracy']:.1f}\u00a0% [{100 * row['low']:.0f},\u00a0{100 * row['high']:.0f}]"
 
 
 def score_table(rows: Sequence[Mapping[str, Any]], over: str, auroc: bool = False) -> str:

@@ -236,7 +236,7 @@ def test_the_command_writes_results_and_twice_the_same(
     section = physics_section(tmp_path / "a")
     assert section.count("data:image/png;base64,") == 1
     for row in outs[0]["rows"]:
-        assert f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" in section
+        assert f"{100 * row['accuracy']:.1f}\u00a0% [{100 * row['low']:.0f},\u00a0{100 * row['high']:.0f}]" in section
     assert physics_section(None) == ""
     # pixels: the two pairs of a vanishing scene cancel out in the mean, whatever is in them
     means = [row for row in outs[0]["rows"] if row["over"] == "mean" and row["condition"] == "vanish"]
@@ -282,7 +282,7 @@ def test_the_page_has_every_context_length_and_measure(run_dir: Path, world: Pat
     for words in ("AUROC", "What was run", *(f"{n} tubelets seen, by the largest surprise" for n in lengths)):
         assert words in text
     for row in [*results["rows"], *results["context_rows"]]:
-        assert f"{100 * row['accuracy']:.1f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]" in text
+        assert f"{100 * row['accuracy']:.1f}\u00a0% [{100 * row['low']:.0f},\u00a0{100 * row['high']:.0f}]" in text
 
 
 def test_without_pairs_the_built_in_world_is_rendered(run_dir: Path) -> None:

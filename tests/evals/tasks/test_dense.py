@@ -1,22 +1,28 @@
 """Dense probes: mIoU and RMSE against slow formulations, heads that recover a known answer, honest choices."""
 
+import dataclasses
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ranks import by_two
 
 from evals import dense_metrics, heads
 from evals.dense_data import DenseSet, Pool, draw_pools, open_dense, read_label
+from evals.dense_look import by_range
 from evals.dense_probe import DenseHeads, fit_heads, sample, upsample
+from evals.dense_rows import judge, lost_sums
 from evals.main import evaluate, main
 from evals.probes import ProbeConfig
 from evals.settings import EvalConfig
 from evals.task_configs import DenseConfig
-from evals.tasks.dense import judge, probe_one
+from evals.tasks.dense import Sides, probe_one
 from jepa.checkpoint import save_checkpoint
 from jepa.config import to_dict
 from jepa.data.sources import SourceConfig
@@ -64,10 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def asked(folder: Path, **options: object) -> EvalConfig:
     train, test = (SourceConfig(path=str(folder / split)) for split in ("train", "test"))
-    return EvalConfig(
-        run=str(folder / "run"), task="dense", train=train, test=test, device="cpu",
-        **{"probes": (QUICK,), "cache_gb": 0.0, **options},
-    )  # fmt: skip
+    plain = {"train": train, "test": test, "probes": (QUICK,), "cache_gb": 0.0}
+    return EvalConfig(run=str(folder / "run"), task="dense", device="cpu", **{**plain, **options})
 
 
 def test_mean_iou_equals_a_slow_confusion_matrix() -> None:
@@ -165,12 +169,13 @@ def test_the_head_is_chosen_on_training_images_only(tmp_path: Path) -> None:
     ]
     pools = draw_pools(sets[0], DenseConfig(), 0)
     probe = ProbeConfig(steps=60, learning_rates=(0.0, 0.03), weight_decays=(0.01,))
-    row = probe_one(probe, DenseConfig(), "colour", sets, (colours[0], colours[1]), pools, 3, CPU)
+    sides, lost = Sides(*sets, sets[0].subset([]), sets[1].subset([])), torch.zeros(0, 3, 3)
+    row = probe_one(probe, DenseConfig(), "colour", sides, (colours[0], colours[1]), pools, 3, CPU, lost).row
     assert (row.chosen["learning_rate"], row.score, row.held_out) == (0.03, 1.0, 1.0)
     assert row.heads_on_test[1] == row.best_on_test == 1.0 > row.heads_on_test[0]
     for path in sets[1].labels:
         Image.fromarray((2 - np.minimum(np.array(Image.open(path)), 2)).astype(np.uint8)).save(path)
-    turned = probe_one(probe, DenseConfig(), "colour", sets, (colours[0], colours[1]), pools, 3, CPU)
+    turned = probe_one(probe, DenseConfig(), "colour", sides, (colours[0], colours[1]), pools, 3, CPU, lost).row
     assert (turned.chosen, turned.heads) == (row.chosen, row.heads)
     assert turned.score < 0.5
 
@@ -226,6 +231,88 @@ def test_the_task_end_to_end(folder: Path, tmp_path: Path, target: str) -> None:
     assert f"| encoder | {rows['pixels']['measure']} |" in (tmp_path / "a" / "results.md").read_text()
 
 
+@pytest.mark.parametrize("target", ["segmentation", "depth"])
+def test_unreadable_test_images_count_as_errors(folder: Path, tmp_path: Path, target: str) -> None:
+    """The scores are those of the readable images, with the lost one's labelled pixels predicted as none of them."""
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    write_scene(whole, 6, 3)
+    shutil.copytree(whole, part)
+    (whole / "images" / "002.png").write_bytes(b"nothing")
+    for name in ("images/002.png", "masks/002.png", "depth/002.npy"):
+        (part / name).unlink()
+    config = asked(folder, dense=DenseConfig(target=target), baselines=())
+    results, other = (
+        evaluate(dataclasses.replace(config, test=SourceConfig(path=str(path))), tmp_path / f"{path.name}-out")
+        for path in (whole, part)
+    )
+    (one,) = results["unreadable"]["test"]
+    assert "002.png" in one["reason"]
+    assert "002.png" in (tmp_path / "whole-out" / "report.html").read_text()
+    assert ("1 more are left out" if target == "depth" else "1 of them count as wrong") in results["table"]
+    lost = int((read_label(whole / "masks" / "002.png", DenseConfig()) >= 0).sum())
+    all_ = sum(int((read_label(path, DenseConfig()) >= 0).sum()) for path in (whole / "masks").iterdir())
+    for mine, theirs in zip(results["rows"], other["rows"], strict=True):
+        assert (mine["unreadable"], theirs["unreadable"]) == (1, 0)
+        if target == "depth":
+            assert (mine["score"], mine["num_test"]) == (pytest.approx(theirs["score"]), 5)
+        else:
+            assert mine["num_test"] == 6
+            assert mine["second"] == pytest.approx(theirs["second"] * (all_ - lost) / all_)
+            assert mine["score"] < theirs["score"]
+
+
+def test_unreadable_training_images_are_left_out(folder: Path, tmp_path: Path) -> None:
+    train = write_scene(tmp_path / "train", 6, 2)
+    (train / "images" / "001.png").write_bytes(b"nothing")
+    config = asked(folder, train=SourceConfig(path=str(train)), baselines=())
+    results = evaluate(config, tmp_path / "out")
+    assert [row["num_train"] for row in results["rows"]] == [5, 5]
+    assert [one["path"] for one in results["unreadable"]["train"]] == [str(train / "images" / "001.png")]
+
+
+def test_a_lost_image_is_labelled_and_predicted_nowhere(tmp_path: Path) -> None:
+    found = open_dense(str(write_scene(tmp_path / "one", 1, 0)), DenseConfig())
+    (sums,) = lost_sums(found, DenseConfig(), 3)
+    label = read_label(found.labels[0], DenseConfig())
+    assert sums.tolist() == [[0, 0, 0], [float((label == c).sum()) for c in range(3)], [0, 0, 0]]
+    assert lost_sums(found, DenseConfig(target="depth"), 1).shape == (0, 4)
+
+
+def test_errors_by_depth_add_up_to_the_whole() -> None:
+    torch.manual_seed(0)
+    truth, answer = 1 + 9 * torch.rand(20, 30), 10 * torch.rand(20, 30)
+    truth[0] = torch.nan
+    edges = [2.0, 4.0, 6.0, 8.0]
+    sums = by_range(answer, truth, edges)
+    assert torch.allclose(sums.sum(dim=0), dense_metrics.depth_sums(answer, truth))
+    near = truth < 4
+    assert float(sums[0, 1]) == pytest.approx(float((answer - truth)[near].double().square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("target", ["segmentation", "depth"])
+def test_the_page_shows_labels_beside_answers(folder: Path, tmp_path: Path, target: str) -> None:
+    results = evaluate(asked(folder, dense=DenseConfig(target=target)), tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert text.count("data:image/png") == 5 * (2 + 3) + (target == "depth")  # the colour bar
+    words = ["IoU by class", "takes for what", "class 2"] if target == "segmentation" else ["Error by depth", "3.00 m"]
+    for word in ("Labels and answers", "What was run", *words):
+        assert word in text
+    if target == "segmentation":  # the confusion's rows are the classes' pixels, its diagonal gives their IoU
+        counts = torch.tensor(results["looks"]["pixels"]).double()
+        iou = counts.diagonal() / (counts.sum(dim=0) + counts.sum(dim=1) - counts.diagonal())
+        row = next(row for row in results["rows"] if row["encoder"] == "pixels")
+        assert iou.tolist() == pytest.approx(row["classes"])
+
+
+def test_two_processes_give_the_same_rows(folder: Path, tmp_path: Path) -> None:
+    alone = json.loads(json.dumps(evaluate(asked(folder), tmp_path)))
+    for found in by_two(asked(folder)):
+        assert [row["chosen"] for row in found["rows"]] == [row["chosen"] for row in alone["rows"]]
+        for mine, theirs in zip(found["rows"], alone["rows"], strict=True):
+            assert mine["score"] == pytest.approx(theirs["score"], abs=1e-6)
+
+
 def test_images_and_labels_that_cannot_be_used(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +323,8 @@ def test_images_and_labels_that_cannot_be_used(
     more = write_scene(tmp_path / "more", 2, 3)
     Image.fromarray(np.full((32, 32), 7, np.uint8)).save(more / "masks" / "000.png")
     broken = write_scene(tmp_path / "broken", 2, 3)
-    (broken / "images" / "000.png").write_bytes(b"nothing")
+    for path in (broken / "images").iterdir():
+        path.write_bytes(b"nothing")
     empty = write_scene(tmp_path / "empty", 2, 4)
     for path in (empty / "masks").iterdir():
         Image.fromarray(np.full((32, 32), 255, np.uint8)).save(path)
@@ -247,7 +335,7 @@ def test_images_and_labels_that_cannot_be_used(
         ([*data[:2], "--test", str(folder / "train")], "(12 are in both)"),
         ([*data[:2], "--test", str(lonely)], "has no file 001 (1 images or labels stand alone)"),
         ([*data[:2], "--test", str(more)], "has the class 7, but the classes are 0 to 2"),
-        ([*data[:2], "--test", str(broken)], "broken/images/000.png cannot be read"),
+        ([*data[:2], "--test", str(broken)], "no clip can be decoded"),
         ([*data[2:], "--train", str(empty)], "no pixel of masks has a label"),
         ([*data, "--set", "dense.labels=annotations"], "must hold the folders images and annotations"),
         ([*data, "--set", "dense.num_classes=2"], "has the class 2, but dense.num_classes is 2"),
