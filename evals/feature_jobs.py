@@ -79,14 +79,24 @@ class Job:
         )
 
 
+def layout_of(items: int, views: Views, of: Representation) -> Layout:
+    """What ``of`` makes of so many items."""
+    widths, vector = of.widths()
+    tokens = of.grid.size * (views.segments if views.joined else 1)
+    return Layout(items, views.per_item, tokens, sum(widths), vector)
+
+
+def read_for(source: Source, clip: ClipConfig) -> Source:
+    """The source, read as a model with this clip wants it."""
+    return replace(source, options=eval_options(clip, source.options.backend, source.options.short_video))
+
+
 def make_job(name: str, split: Split, of: Representation, content: str) -> Job:
     """What is to be done for one split and representation; ``content``: hash of the source."""
     source, options = split
     views = options.views
     views.transforms(of.clip)  # raises
-    widths, vector = of.widths()
-    tokens = of.grid.size * (views.segments if views.joined else 1)
-    layout = Layout(len(source), views.per_item, tokens, sum(widths), vector)
+    layout = layout_of(len(source), views, of)
     store: MemoryStore | DiskStore = MemoryStore(layout, options.tokens)
     if options.cache_dir is not None:
         about = {
@@ -138,7 +148,7 @@ def fill(jobs: Sequence[Job], clip: ClipConfig, run: Run) -> None:
     if not jobs:
         return
     source, options, layout = jobs[0].source, jobs[0].options, jobs[0].layout
-    source = replace(source, options=eval_options(clip, source.options.backend, source.options.short_video))
+    source = read_for(source, clip)
     numbers = sorted(set().union(*(job.missing for job in jobs)))
     mine, size = numbers[run.rank :: run.world_size], max(1, options.batch_size // options.views.segments)
     groups = [layout.block_items(n)[start : start + size] for n in mine for start in range(0, layout.block, size)]

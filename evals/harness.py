@@ -66,11 +66,12 @@ def feature_splits(config: EvalConfig, sources: Mapping[str, Source], cache_dir:
     features stay, if they do."""
     options = FeatureOptions(
         batch_size=config.batch_size, workers=config.workers, cache_gb=config.cache_gb,
-        tokens=any(probe.reads_tokens for probe in config.probes),
+        tokens=config.cache and any(probe.reads_tokens for probe in config.probes),
         cache_dir=cache_dir if config.cache_gb else None,
     )  # fmt: skip
     joined = config.join_segments or config.segments == 1
-    fit = Views(config.segments, joined, config.train_views, config.augment if config.train_views > 1 else None)
+    kept = config.train_views if config.cache else 1  # without a cache every training step draws views of its own
+    fit = Views(config.segments, joined, kept, config.augment if kept > 1 else None)
     report = Views(config.segments, joined, config.views)
     views = {"train": fit, "test": report}
     return {name: Split(source, replace(options, views=views[name])) for name, source in sources.items()}

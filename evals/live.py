@@ -8,16 +8,19 @@ Shapes: K clips, B of them at a time, R views, S segments, N tokens, D width.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from evals.encoding import Views, encode_views
+from evals.encoding import SEED_BITS, Views, encode_views
+from evals.feature_jobs import Split, layout_of, read_for
+from evals.harness import FeatureSet
 from evals.representations import Representation
 from evals.rows import Rows
+from evals.settings import EvalConfig
 from jepa.config import ConfigError
 from jepa.data.batches import collate, read_ahead
 from jepa.data.mixture import SAMPLE, stream
@@ -28,8 +31,9 @@ from jepa.data.video import VideoError
 from jepa.distributed import Run
 from jepa.types import Batch, ClipConfig
 
+Kind = Literal["vectors", "tokens"]
+_KINDS: tuple[Kind, ...] = get_args(Kind)
 DRAWS = 2**31  # seeds of an augmented view; more than any training takes
-_SEGMENT_BITS = 12
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,7 +48,7 @@ class LiveRows(Rows):
     source: Source
     items: Tensor
     of: Representation
-    kind: Literal["vectors", "tokens"]
+    kind: Kind
     views: Views
     augment: AugmentConfig
     run: Run
@@ -73,7 +77,7 @@ class LiveRows(Rows):
 
     def stream(self, plan: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
         """One view ``[B, N, D]`` of each clip, for every pair (rows, seeds)."""
-        groups = [(self._own(rows), seeds.cpu()[self._share(len(rows))].tolist()) for rows, seeds in plan]
+        groups = [(self._own(rows), seeds[self._share(len(rows))].tolist()) for rows, seeds in plan]
         once = self.views._replace(count=1, segments=self.views.segments if self.views.joined else 1)
         read = functools.partial(_read_drawn, self.source, self.of.clip, self.views)
         transform = ClipTransform(self.of.clip, self.augment)
@@ -124,7 +128,7 @@ def _read_drawn(
         rng = stream(seed, SAMPLE)
         chosen = range(views.segments) if views.joined else [int(rng.integers(views.segments))]
         clips += _load(source, item, clip, [ClipRequest(rng, (segment, views.segments)) for segment in chosen])
-        seeds += [(seed << _SEGMENT_BITS) + segment for segment in chosen]
+        seeds += [((seed << SEED_BITS) + segment) << SEED_BITS for segment in chosen]
     yield _collate(clips, group[0], seeds)
 
 
@@ -146,3 +150,33 @@ def _load(source: Source, item: int, clip: ClipConfig, requests: Sequence[ClipRe
         return source.load_clips(item, clip, requests)
     except (VideoError, ShortVideoError) as error:
         raise ConfigError(f"{source.paths[item]} could be decoded at first, and now cannot: {error}") from None
+
+
+def live_features(
+    features: Mapping[str, Mapping[str, FeatureSet]], splits: Mapping[str, Split],
+    representations: Sequence[Representation], config: EvalConfig, run: Run,
+) -> dict[str, dict[str, FeatureSet]]:  # fmt: skip
+    """``features``, of which only vectors are kept, with drawn views for training, and tokens for attentive probes."""
+    tokens = any(probe.reads_tokens for probe in config.probes)
+    return {
+        name: {of.name: live_set(features[name][of.name], split, of, config, run, tokens) for of in representations}
+        for name, split in splits.items()
+    }
+
+
+def live_set(
+    plain: FeatureSet, split: Split, of: Representation, config: EvalConfig, run: Run, tokens: bool
+) -> FeatureSet:
+    """One set of ``live_features``."""
+    views, index = split.options.views, torch.arange(len(plain.items))
+    layout = layout_of(len(index), views, of)
+    blocks = {"vectors": plain.vectors.blocks, "tokens": (torch.empty(*layout[:4], device="meta"),)}
+    rows = {
+        kind: LiveRows(
+            blocks=blocks[kind], index=index, source=read_for(split.source, of.clip), items=plain.items, of=of,
+            kind=kind, views=views, augment=config.augment, run=run, batch_size=config.batch_size,
+            workers=config.workers,
+        )
+        for kind in _KINDS[: 1 + tokens]
+    }  # fmt: skip
+    return plain._replace(vectors=rows["vectors"], tokens=rows.get("tokens"))

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evals.rows import Rows
-from jepa.distributed import to_float64
 from jepa.types import TokenGrid
 
-CHUNK_BYTES = 64 * 2**20  # of features that are worked on at once outside training, in their own type
+CHUNK_BYTES = 8 * 2**20  # of features that are worked on at once outside training, in their own type
 Arrange = Callable[[Tensor], Tensor]
 
 
@@ -43,8 +42,8 @@ class Inputs:
         """
         _, views, tokens, width = self.rows.shape
         size = CHUNK_BYTES // (self.rows.blocks[0].element_size() * views * tokens * width)
-        for part in rows.split(min(256, max(1, size))):
-            x = self.rows.gather(part).to(self.device)
+        for part in self.rows.pieces(rows.split(min(256, max(1, size)))):
+            x = part.to(self.device)
             if not torch.isfinite(x.sum(dtype=torch.float32 if x.device.type == "mps" else torch.float64)):
                 raise ValueError(f"the {self.name} features hold NaN or infinity: the encoder has diverged")
             yield self._arrange(x)
@@ -124,12 +123,12 @@ def standardiser(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     total = square = shift = torch.zeros(())
     count = 0
     for part in parts:
-        values = to_float64(part.flatten(0, -2))
+        values = (part.cpu() if part.device.type == "mps" else part).flatten(0, -2)  # MPS has no float64
         if not count:
-            shift = values.mean(dim=0)  # near the mean: no cancellation
-        values = values - shift
+            shift = values.mean(dim=0, dtype=torch.float64)  # near the mean: no cancellation
+        values = values - shift  # float64, in a single pass
         total = total.to(values) + values.sum(dim=0)
-        square = square.to(values) + values.square().sum(dim=0)
+        square = square.to(values) + values.square_().sum(dim=0)
         count += len(values)
         device = part.device
     assert count, "statistics need at least one part"
