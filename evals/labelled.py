@@ -14,7 +14,7 @@ from evals.settings import EvalConfig
 from evals.subjects import run_state
 from jepa.config import ConfigError, from_dict
 from jepa.data.loader import eval_options
-from jepa.data.sources import Source, SourceConfig, open_source
+from jepa.data.sources import ReadOptions, Source, SourceConfig, open_source
 from jepa.types import ClipConfig
 
 
@@ -28,10 +28,16 @@ class Labelled(NamedTuple):
     missing: tuple[str, ...] = ()
 
 
-def choose_sources(config: EvalConfig) -> tuple[SourceConfig | SplitConfig, SourceConfig | SplitConfig]:
-    """The sources or the data set's splits asked for, or the sources that the run was trained and validated with."""
+def choose_sources(
+    config: EvalConfig, fits: bool = True
+) -> tuple[SourceConfig | SplitConfig, SourceConfig | SplitConfig]:
+    """The sources or the data set's splits asked for, or the sources that the run was trained and validated with.
+
+    ``fits`` False: no training clips are needed, and the first is not to be used."""
     if config.dataset is not None:
         return choose_splits(config.dataset)
+    if config.test is not None and not fits:
+        return config.test, config.test
     if config.train is not None and config.test is not None:
         return config.train, config.test
     state = run_state(config.run)
@@ -53,7 +59,8 @@ def open_labelled(
 ) -> Labelled:  # fmt: skip
     """Open a source once per label column; the clips are the same, so features are shared. Or a data set's split.
 
-    ``known``: class names of the training source, which fix the ids. Raises ``ConfigError`` when a label is missing.
+    ``known``: class names of the training source, which fix the ids; classes that are not among them come after them.
+    Raises ``ConfigError`` when a label is missing.
     """
     options = eval_options(clip)
     if isinstance(config, SplitConfig):
@@ -68,10 +75,20 @@ def open_labelled(
     source: Source | None = None
     for column in columns or (config.label_column or "label",):
         chosen = replace(config, label_column=column) if columns else config
-        found = open_source(chosen, options, (known or {}).get(column, ()))
+        found = _open_known(chosen, options, (known or {}).get(column, ()))
         if (found.labels < 0).all():
             raise ConfigError(f"{config.path} has no labels for {column!r}: a probe needs them")
         labels[column], names[column] = torch.from_numpy(np.asarray(found.labels)), found.class_names
         source = source or found
     assert source is not None
     return Labelled(source, labels, names)
+
+
+def _open_known(config: SourceConfig, options: ReadOptions, known: tuple[str, ...]) -> Source:
+    """Open a source with these class names, and further ones that it has."""
+    try:
+        return open_source(config, options, known)
+    except ConfigError:
+        loose = open_source(config, options)  # fails alike where the reason was another
+        own = [loose.class_names[number] for number in sorted(set(loose.labels.tolist()) - {-1})]
+        return open_source(config, options, (*known, *(name for name in own if name not in known)))

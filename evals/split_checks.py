@@ -64,7 +64,8 @@ def leaks(train: Iterable[Source], test: Iterable[Source]) -> list[str]:
         for item, name in enumerate(_identities(source)):
             own = source.span_s(item)
             if any(_overlap(own or _WHOLE, other) for other in known.get(name, ())):
-                found.append(source.paths[item] if own is None else f"{source.paths[item]} ({own[0]:g} to {own[1]:g} s)")
+                seconds = "" if own is None else f" ({own[0]:g} to {own[1]:g} s)"
+                found.append(source.paths[item] + seconds)
     return found
 
 

@@ -12,10 +12,9 @@ from jepa.data.sources import Source
 
 
 def source_hash(source: Source) -> str:
-    """Short hash of what a source's clips are cut from: paths, sizes, times of change, and spans. Labels stay out."""
-    options = source.options
-    about = (source.config.fps, source.config.span, options.short_side, options.short_video)
-    digest = hashlib.sha256(repr(about).encode())
+    """Short hash of what a source's clips are cut from: paths, sizes, times of change, and spans. Labels stay out, and
+    so does the size at which files are read, which the clip decides."""
+    digest = hashlib.sha256(repr((source.config.fps, source.config.span, source.options.short_video)).encode())
     if source.arrays is not None:
         digest.update(_state(source.config.path).encode())
     for number, path in enumerate(source.paths):

@@ -23,10 +23,11 @@ from evals.preprocess import standardiser
 from evals.ranking import average_precision, cosines, recall_at
 from evals.representations import Representation, build_representations, encoder_hash
 from evals.settings import EvalConfig, TaskResult
+from evals.split_checks import leaks
 from evals.subjects import facts, home, open_subjects
 from evals.task_configs import Degrade, RetrievalConfig
 from jepa.config import ConfigError, to_dict
-from jepa.distributed import Run, choose_device, choose_precision
+from jepa.distributed import Run
 
 LUCK = "by luck"
 _QUERIES = 512  # scored at once
@@ -64,13 +65,18 @@ class CopyRow(NamedTuple):
 
 
 def retrieve(config: EvalConfig) -> TaskResult:
-    """Score every model and baseline. Raises ``ValueError`` for missing labels, broken features, or a clip that is both
-    query and gallery."""
-    began, own = time.perf_counter(), config.retrieval
+    """Score every model and baseline; under torchrun the processes share the encoding, and each has all results.
+
+    Raises ``ValueError`` for missing labels, broken features, or a clip that is both query and gallery.
+    """
     if config.train_limit is not None:
         raise ConfigError("the task retrieval fits nothing: leave --train-limit out")
-    place = choose_device(config.device)
-    run = Run(place, choose_precision(config.precision, place))
+    with Run.start(config.device, config.precision) as run:
+        return _retrieve(config, run)
+
+
+def _retrieve(config: EvalConfig, run: Run) -> TaskResult:
+    began, own = time.perf_counter(), config.retrieval
     subjects = open_subjects(config)
     if own.protocol == "leave_one_out" and config.dataset is None and config.train is None:
         config = replace(config, train=config.test)  # never read
@@ -87,7 +93,7 @@ def retrieve(config: EvalConfig) -> TaskResult:
     sides = {"test": Split(test.source, options)} if alone else {
         "test": Split(test.source, options), "train": Split(train.source, options)
     }  # fmt: skip
-    if not alone:
+    if not alone and "leak" not in config.allow:
         check_apart(train, test)
     features = compute_splits(representations, sides, run)
     found, gallery = features["test"], features["test" if alone else "train"]
@@ -102,18 +108,14 @@ def retrieve(config: EvalConfig) -> TaskResult:
     models = {subject.name: facts(subject, encoder_hash(subject.encoder)) for subject in subjects}
     about = {
         **models[subjects[0].name], "models": models, "train": None if alone else to_dict(train_config),
-        "test": to_dict(test_config), "device": str(place), "precision": run.precision,
+        "test": to_dict(test_config), "device": str(run.device), "precision": run.precision,
     }  # fmt: skip
     return TaskResult(rows, seconds, about, table(rows))
 
 
 def check_apart(train: Labelled, test: Labelled) -> None:
     """Raise ``ConfigError`` where a clip would find itself."""
-    sides = []
-    for source in (train.source, test.source):
-        spans = [None] * len(source) if source.spans is None else [tuple(span) for span in source.spans.tolist()]
-        sides.append(dict.fromkeys(zip(source.paths, spans, strict=True)))
-    both = [path for path, span in sides[1] if (path, span) in sides[0]]
+    both = leaks([train.source], [test.source])
     if both:
         raise ConfigError(
             f"{both[0]} is a query and in the gallery ({len(both)} such clips): use other splits, or "

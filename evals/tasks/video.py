@@ -4,75 +4,97 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from evals import eval_page
-from evals.harness import compute_splits, feature_splits
+from evals.harness import FeatureSet, compute_splits, feature_splits
 from evals.labelled import Labelled, choose_sources, open_labelled
-from evals.outcome import PREDICTIONS, notes, pack, undecodable, versions
-from evals.probing import probe_one
+from evals.outcome import PREDICTIONS, Outcome, notes, pack, undecodable, versions
+from evals.probing import Side, probe_one
 from evals.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
-from evals.settings import EvalConfig, TaskResult
+from evals.settings import BASELINES, EvalConfig, TaskResult
+from evals.split_checks import check_splits
 from evals.subjects import Subject, facts, home, open_subjects
 from jepa.config import ConfigError, to_dict
-from jepa.distributed import Run, choose_device, choose_precision
+from jepa.distributed import Run
+
+PATIENCE_S = 24 * 3600.0
 
 
 def classify_videos(
     config: EvalConfig, subjects: Sequence[Subject] | None = None, check: Callable[[Labelled], None] | None = None
 ) -> TaskResult:
     """Probe the encoders and the baselines. ``subjects``: the opened models (default: those of ``config``);
-    ``check`` raises ``ConfigError`` for a split that the task cannot use.
+    ``check`` raises ``ConfigError`` for a split that the task cannot use. Under torchrun the processes share the
+    encoding, the first one probes, and each has all results.
 
     Raises ``ConfigError`` or ``CheckpointError`` for what is missing.
     """
     began = time.perf_counter()
-    place = choose_device(config.device)
-    run = Run(place, choose_precision(config.precision, place))
-    subjects = open_subjects(config) if subjects is None else subjects
-    train_config, test_config = choose_sources(config)
-    clip = subjects[0].encoder.clip
-    train = open_labelled(train_config, config.labels, clip)
-    test = open_labelled(test_config, config.labels, clip, train.class_names)
-    for side in (train, test) if check is not None else ():
-        check(side)
-    representations = build_representations(config, {s.name: s.encoder for s in subjects}, run)
-    check_grids(config, representations)
-    splits = feature_splits(config, train.source, test.source, home(config) / "features")
-    features = compute_splits(representations, splits, run)
-    seconds = {"features": time.perf_counter() - began}
-    began = time.perf_counter()
-    outcomes = [
-        probe_one(probe, label, name, train, test, features["train"][name], features["test"][name], config, run)
-        for probe in config.probes
-        for label in train.labels
-        for name in features["train"]
-    ]
+    # nobody gives up while the first process probes
+    with Run.start(config.device, config.precision, timeout_s=PATIENCE_S) as run:
+        subjects = open_subjects(config) if subjects is None else subjects
+        fits = any(probe.kind != "published" for probe in config.probes)
+        train_config, test_config = choose_sources(config, fits)
+        clip = subjects[0].encoder.clip
+        train = open_labelled(train_config, config.labels, clip) if fits else None
+        test = open_labelled(test_config, config.labels, clip, None if train is None else train.class_names)
+        sides = {"test": test} if train is None else {"train": train, "test": test}
+        for side in sides.values() if check is not None else ():
+            check(side)
+        if train is not None:
+            train = sides["train"] = check_splits(train, test, config.allow)
+        representations = build_representations(config, {s.name: s.encoder for s in subjects}, run)
+        check_grids(config, representations)
+        splits = feature_splits(config, {n: side.source for n, side in sides.items()}, home(config) / "features")
+        features = compute_splits(representations, splits, run)
+        seconds = {"features": time.perf_counter() - began}
+        began = time.perf_counter()
+        outcomes = run.on_main(lambda: probe_all(config, sides, features, run))
     seconds["probes"] = time.perf_counter() - began
     rows = [outcome.row for outcome in outcomes]
-    lists = {split: undecodable(side, features[split]) for split, side in (("train", train), ("test", test))}
+    lists = {split: undecodable(side, features[split]) for split, side in sides.items()}
     models = {subject.name: facts(subject, encoder_hash(subject.encoder)) for subject in subjects}
     about = {
         **models[subjects[0].name],
         "models": models,
-        "train": to_dict(train_config),
+        "train": None if train is None else to_dict(train_config),
         "test": to_dict(test_config),
-        "classes": {label: list(names) for label, names in train.class_names.items()},
-        "undecodable": lists,
-        "missing": {"train": list(train.missing), "test": list(test.missing)},
-        "device": str(place),
+        "classes": {label: list(names) for label, names in (train or test).class_names.items()},
+        "undecodable": {"train": [], **lists},
+        "missing": {"train": [], **{split: list(side.missing) for split, side in sides.items()}},
+        "device": str(run.device),
         "precision": run.precision,
         "versions": versions(),
     }
     report = functools.partial(eval_page.draw, outcomes=outcomes, test=test, clip=clip)
     files = {PREDICTIONS: pack(test.source, outcomes)}
-    return TaskResult(rows, seconds, about, files=files, notes=notes(rows, lists), report=report)
+    return TaskResult(rows, seconds, about, files=files, notes=notes(rows, about["undecodable"]), report=report)
+
+
+def probe_all(
+    config: EvalConfig, sides: Mapping[str, Labelled], features: Mapping[str, Mapping[str, FeatureSet]], run: Run
+) -> list[Outcome]:
+    """Every probe on every label by every encoder. Published probes have nothing to say about the baselines."""
+    test, train = sides["test"], sides.get("train")
+    return [
+        outcome
+        for probe in config.probes
+        for label in test.labels
+        for name in features["test"]
+        if probe.kind != "published" or name not in BASELINES
+        for outcome in probe_one(
+            probe, name, None if train is None else Side(train, features["train"][name], label),
+            Side(test, features["test"][name], label), config, run,
+        )
+    ]  # fmt: skip
 
 
 def check_grids(config: EvalConfig, representations: list[Representation]) -> None:
     """Raise ``ConfigError`` before anything is encoded, where ``cells`` or a ``token_pool`` does not suit a grid."""
     for representation in representations:
-        grid = representation.grid._replace(t=representation.grid.t * config.segments)
+        joined = config.segments if config.join_segments else 1
+        grid = representation.grid._replace(t=representation.grid.t * joined)
         for probe in (probe for probe in config.probes if probe.kind == "attentive"):
             if any(size % pool for size, pool in zip(grid, probe.token_pool, strict=True)):
                 raise ConfigError(
