@@ -62,7 +62,8 @@ def gallery(
     neighbours: Neighbours, names: Sequence[str], queries: Sequence[int], train: Labelled, test: Labelled,
     clip: ClipConfig, fps: float,
 ) -> str:  # fmt: skip
-    """One row per query: the clip, then its nearest training clips by every encoder. Frames: same first label."""
+    """One row per query: the clip, then its nearest training clips by every encoder. Frames: green for the same first
+    label, red for another."""
 
     def cell(side: Labelled, item: int, own: dict[str, str] | None) -> str:
         raw = side.source.load_clip(item, clip).frames
@@ -73,7 +74,8 @@ def gallery(
             for k, v in words.items()
         )
         uri = drawing.gif(drawing.enlarge(raw, 64), fps)
-        picture = f'<img class="pixel{" same" if same else ""}" alt="clip" src="{uri}">'
+        frame = "" if own is None else " same" if same else " other"
+        picture = f'<img class="pixel{frame}" alt="clip" src="{uri}">'
         return f"<td>{picture}<small>{'<br>'.join(lines)}</small></td>"
 
     heads = "".join(

@@ -8,7 +8,7 @@ from typing import Any
 
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --ink: #1f2328; --soft: #646b75; --line: #e4e5e7;
-  --bar: #eceef0; --trained: #3f7fe0; --random: #a9afb8; --pixels: #cfb48a; --good: #2f9e6e; }
+  --bar: #eceef0; --trained: #3f7fe0; --random: #a9afb8; --pixels: #cfb48a; --good: #2f9e6e; --wrong: #c9527a; }
 @media (prefers-color-scheme: dark) { :root { --page: #14161a; --card: #1c1f25; --ink: #e4e6ea; --soft: #9aa1ac;
   --line: #2f343d; --bar: #2a2e36; --random: #6d7480; --pixels: #8f7a55; } }
 * { box-sizing: border-box; }
@@ -44,7 +44,8 @@ figcaption { font-size: 13px; margin-top: 5px; } .near td, .near th { padding: 5
 .near td { border: 0 !important; } .near td.gap { min-width: 18px; }
 .near th { font-size: 13px; }
 .near img { width: 76px; border-radius: 6px; border: 3px solid transparent; margin: auto; }
-.near img.same { border-color: var(--good); } .near small { font-size: 11.5px; line-height: 1.25; display: block; }
+.near img.same { border-color: var(--good); } .near img.other { border-color: var(--wrong); }
+.near small { font-size: 11.5px; line-height: 1.25; display: block; }
 .near small b { color: var(--good); font-weight: 600; }
 h3 { font-size: 15px; margin: 0 0 6px; } .heat { width: auto; font-size: 13px; } .heat th { font-weight: 500; }
 .heat th.top { writing-mode: vertical-rl; transform: rotate(180deg); padding: 6px 2px; vertical-align: bottom;

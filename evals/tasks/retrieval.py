@@ -6,6 +6,7 @@ gallery's clips, and only the clip itself is right; copies of clips that the gal
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,14 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evals import retrieval_page
 from evals.degrade import degraded, shift_frames
 from evals.encoding import Views
 from evals.harness import FeatureOptions, FeatureSet, Split, compute_features, compute_splits
 from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.metrics import standard_error
+from evals.neighbours import COUNT
+from evals.outcome import versions
 from evals.preprocess import standardiser
 from evals.ranking import average_precision, cosines, recall_at
 from evals.representations import Representation, build_representations, encoder_hash
+from evals.retrieval_page import Ranking
 from evals.settings import EvalConfig, TaskResult
 from evals.split_checks import leaks
 from evals.subjects import facts, home, open_subjects
@@ -99,7 +104,8 @@ def _retrieve(config: EvalConfig, run: Run) -> TaskResult:
     found, gallery = features["test"], features["test" if alone else "train"]
     seconds = {"features": time.perf_counter() - began}
     began = time.perf_counter()
-    rows: list[RetrievalRow | CopyRow] = [*class_rows(own, train, test, found, gallery)]
+    scores, rankings = class_rows(own, train, test, found, gallery)
+    rows: list[RetrievalRow | CopyRow] = [*scores]
     seconds["retrieval"] = time.perf_counter() - began
     began = time.perf_counter()
     distractors = None if alone else train
@@ -109,8 +115,11 @@ def _retrieve(config: EvalConfig, run: Run) -> TaskResult:
     about = {
         **models[subjects[0].name], "models": models, "train": None if alone else to_dict(train_config),
         "test": to_dict(test_config), "device": str(run.device), "precision": run.precision,
+        "versions": versions(),
     }  # fmt: skip
-    return TaskResult(rows, seconds, about, table(rows))
+    shown = retrieval_page.Asked(test, test if alone else train, clip, rankings, own.seed)
+    report = functools.partial(retrieval_page.draw, asked=shown)
+    return TaskResult(rows, seconds, about, table(rows), report=report)
 
 
 def check_apart(train: Labelled, test: Labelled) -> None:
@@ -137,26 +146,28 @@ def vectors_of(
 def class_rows(
     config: RetrievalConfig, train: Labelled, test: Labelled, found: Mapping[str, FeatureSet],
     gallery: Mapping[str, FeatureSet],
-) -> list[RetrievalRow]:  # fmt: skip
-    """A row for every label and encoder, and one for guessing."""
-    rows, alone = [], config.protocol == "leave_one_out"
+) -> tuple[list[RetrievalRow], dict[str, Ranking]]:  # fmt: skip
+    """A row for every label and encoder, and one for guessing; and how the encoders rank by the first label."""
+    rows, alone = list[RetrievalRow](), config.protocol == "leave_one_out"
+    rankings: dict[str, Ranking] = {}
     for label, own in test.labels.items():
         bank = own if alone else train.labels[label]
         for name, queries in found.items():
             pair = vectors_of(queries, gallery[name], config.standardise)
-            row = class_row(config, label, name, queries, gallery[name], own.numpy(), bank.numpy(), pair)
+            row, ranking = class_row(config, label, name, queries, gallery[name], own.numpy(), bank.numpy(), pair)
             rows.append(row)
+            rankings.setdefault(name, ranking)
         first = next(iter(found))
         nothing = np.zeros((len(found[first].items), 1)), np.zeros((len(gallery[first].items), 1))  # all ties
         guess = class_row(config, label, LUCK, found[first], gallery[first], own.numpy(), bank.numpy(), nothing)
-        rows.append(guess)
-    return rows
+        rows.append(guess[0])
+    return rows, rankings
 
 
 def class_row(
     config: RetrievalConfig, label: str, name: str, queries: FeatureSet, gallery: FeatureSet, own: NDArray[np.int64],
     bank: NDArray[np.int64], vectors: tuple[NDArray[np.floating], NDArray[np.floating]],
-) -> RetrievalRow:  # fmt: skip
+) -> tuple[RetrievalRow, Ranking]:  # fmt: skip
     """One encoder and one label: ids of all clips of the test source (``own``) and of the gallery's source (``bank``),
     -1 for those that take no part."""
     alone = config.protocol == "leave_one_out"
@@ -164,7 +175,7 @@ def class_row(
     gallery_rows = np.flatnonzero(bank[gallery.items.numpy()] >= 0)
     query_items, gallery_items = queries.items.numpy()[query_rows], gallery.items.numpy()[gallery_rows]
     classes = bank[gallery_items]
-    precisions, hits, unanswerable = [], [], 0
+    asked, precisions, hits, answers, unanswerable = [], [], [], [], 0
     for start in range(0, len(query_rows), _QUERIES):
         part = slice(start, start + _QUERIES)
         table = cosines(vectors[0][query_rows[part]], vectors[1][gallery_rows])
@@ -174,19 +185,22 @@ def class_row(
             if not relevant.any():
                 unanswerable += 1
                 continue
+            asked.append(item)
             precisions.append(average_precision([scores[others]], scores[others][relevant]))
             hits.append([recall_at(scores[others], relevant, k) for k in config.recall_at])
+            answers.append(gallery_items[others][np.argsort(-scores[others], kind="stable")[:COUNT]])
     missing = np.setdiff1d(np.flatnonzero(own >= 0), query_items)
     unreadable = int(np.isin(own[missing], classes).sum())
     if not precisions:
         raise ConfigError(f"{label}: no query has a clip of its class in the gallery")
     every = np.array(precisions + [0.0] * unreadable)
     recall = np.array(hits).sum(axis=0) / len(every)
-    return RetrievalRow(
+    row = RetrievalRow(
         label, name, float(every.mean()), float(every.std() / np.sqrt(len(every))),
         {str(k): float(share) for k, share in zip(config.recall_at, recall)},
         len(every), len(gallery_rows) - alone, unreadable, unanswerable,
     )  # fmt: skip
+    return row, Ranking(np.array(asked), np.array(precisions), np.stack(answers))
 
 
 def copy_rows(

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_leave_one_out_equals_a_loop() -> None:
     labels[7] = 3  # the only one of its class
     found = features(vectors)
     config = RetrievalConfig(protocol="leave_one_out", recall_at=(1, 3))
-    row = class_row(config, "label", "e", found, found, labels, labels, (vectors, vectors))
+    row, ranking = class_row(config, "label", "e", found, found, labels, labels, (vectors, vectors))
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     precisions, firsts = [], []
     for query in np.flatnonzero(labels >= 0):
@@ -105,6 +106,9 @@ def test_leave_one_out_equals_a_loop() -> None:
         if any(right):
             precisions.append(np.mean([sum(right[: n + 1]) / (n + 1) for n in range(len(right)) if right[n]]))
             firsts.append((right[0], any(right[:3])))
+            place = ranking.queries.tolist().index(query)
+            assert ranking.answers[place].tolist() == others[:5]
+            assert ranking.precisions[place] == pytest.approx(precisions[-1])
     assert row.map == pytest.approx(np.mean(precisions), abs=1e-9)
     assert [row.recall["1"], row.recall["3"]] == pytest.approx(np.mean(firsts, axis=0).tolist())
     assert (row.queries, row.gallery, row.unanswerable, row.unreadable) == (13, 13, 1, 0)
@@ -114,8 +118,8 @@ def test_unreadable_queries_score_nothing() -> None:
     vectors, labels = np.eye(4), np.array([0, 1, 0, 1])
     config = RetrievalConfig(recall_at=(1,))
     found = features(vectors[:3], [0, 1, 2])  # the fourth clip could not be read
-    row = class_row(config, "label", "e", found, features(vectors), labels, labels, (vectors[:3], vectors))
-    full = class_row(config, "label", "e", features(vectors), features(vectors), labels, labels, (vectors, vectors))
+    row, _ = class_row(config, "label", "e", found, features(vectors), labels, labels, (vectors[:3], vectors))
+    full, _ = class_row(config, "label", "e", features(vectors), features(vectors), labels, labels, (vectors, vectors))
     assert (full.map, full.recall["1"], full.unreadable) == (pytest.approx((1 + 2 / 4) / 2), 1.0, 0)
     assert (row.queries, row.unreadable, row.recall["1"]) == (4, 1, 0.75)
     assert row.map == pytest.approx(full.map * 3 / 4)
@@ -186,6 +190,14 @@ def test_the_task_writes_both_tables_and_repeats(folder: Path, tmp_path: Path) -
     text = (tmp_path / "a" / "results.md").read_text()
     assert "| label | encoder | mAP | recall@1 | recall@5 | recall@10 | queries | gallery |" in text
     assert "| combined | " in text
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    pictures = re.findall(r'<img class="pixel([^"]*)"', page)
+    assert len(pictures) == 6 * (1 + 3 * 5) + 6 * (1 + 5)  # every encoder for drawn queries, the first for hard ones
+    assert pictures.count("") == 12  # the queries: neither right nor wrong
+    assert {"", " same", " other"} == set(pictures)
+    for words in ("hardest queries of the trained encoder", "combined", "What was run", "by luck"):
+        assert words in page
 
 
 def test_leave_one_out_needs_no_training_clips(
