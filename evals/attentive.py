@@ -14,10 +14,12 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from evals.heads import Head, Params
+from evals.preprocess import pool_cells
 from jepa.models.attentive import AttentiveConfig, AttentiveProbe
+from jepa.types import TokenGrid
 
 _SMALL = ("attn.proj.weight", "mlp.fc2.weight", "linear.weight")  # what a branch adds at the start: little
 
@@ -44,6 +46,45 @@ def attentive_head(config: AttentiveConfig, tokens: int, seed: int) -> Head:
     blocks = (config.depth - 1) * round(tokens * width * (15 + 2 * config.mlp_ratio))
     kept = blocks + asked * (3 * tokens + 3 * width) + round(config.num_queries * width * (8 + 2 * config.mlp_ratio))
     return Head(start, functools.partial(attentive_forward, config=config), kept)
+
+
+class FittedProbe(nn.Module):
+    """A head of a grid on its own: the standardiser in front (``mean``, ``inverse``), then ``probe``.
+
+    Takes tokens ``[B, N, D]`` as the encoder gives them, and averages those of a whole ``grid`` as ``pool`` says before
+    anything else; other numbers of tokens stay as they are. A call gives logits ``[B, C]``; ``pool`` the vectors of the
+    queries ``[B, Q, D]``, so that ``jepa.encode(..., pool="attentive", probe=head)`` works.
+    """
+
+    mean: Tensor
+    inverse: Tensor
+
+    def __init__(
+        self, config: AttentiveConfig, params: Params, standard: tuple[Tensor, Tensor],
+        grid: TokenGrid | None = None, token_pool: tuple[int, int, int] = (1, 1, 1),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.grid, self.token_pool = grid, token_pool
+        for name, value in zip(("mean", "inverse"), standard, strict=True):
+            self.register_buffer(name, value.detach().cpu().clone())
+        self.probe = AttentiveProbe(config)
+        self.probe.load_state_dict(params)
+        self.eval().requires_grad_(False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.probe(self._ready(tokens))
+        assert isinstance(logits, Tensor)
+        return logits
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """The vectors that the linear layer reads."""
+        return self.probe.pooler(self._ready(tokens))
+
+    def _ready(self, tokens: Tensor) -> Tensor:
+        if self.token_pool != (1, 1, 1) and self.grid is not None and tokens.shape[1] == self.grid.size:
+            t, h, w = (size // factor for size, factor in zip(self.grid, self.token_pool, strict=True))
+            tokens = pool_cells(tokens, self.grid, (t, h, w))
+        return (tokens.float() - self.mean) * self.inverse
 
 
 def attentive_forward(params: Params, x: Tensor, config: AttentiveConfig) -> Tensor:

@@ -19,9 +19,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from evals import heads, metrics, preprocess, sklearn_bridge
-from evals.attentive import attentive_head
-from evals.fitting import Schedule, Setting, Standard, fit_grid
+from evals import heads, metrics, preprocess
+from evals.attentive import FittedProbe, attentive_head
+from evals.classical import ClassicalHeads
+from evals.fitting import GridHeads, Schedule, Setting, Standard, fit_grid
 from evals.rows import Rows
 from jepa.models.attentive import AttentiveConfig
 from jepa.types import TokenGrid
@@ -128,7 +129,8 @@ class ProbeResult(NamedTuple):
     """A probe's outcome. ``accuracy`` and ``chance`` (the commonest training class) are shares on the test clips;
     ``error`` is the standard error of ``accuracy``; ``heads`` are the grid's scores on held-out *training* clips and
     ``chosen`` the setting reported; ``predictions`` int64 ``[K_test]`` and ``probabilities`` float32 ``[K_test, C]``
-    are the chosen head's, ``head_predictions`` int64 ``[G, K_test]`` those of every head of the grid."""
+    are the chosen head's, ``head_predictions`` int64 ``[G, K_test]`` those of every head of the grid. ``head``: of an
+    attentive probe the chosen head itself, which takes an encoder's tokens as they are."""
 
     kind: str
     accuracy: float
@@ -143,6 +145,7 @@ class ProbeResult(NamedTuple):
     num_test: int
     num_classes: int
     seconds: float
+    head: FittedProbe | None = None
 
 
 def fit_probe(
@@ -198,7 +201,16 @@ def fit_probe(
         num_test=len(labels),
         num_classes=classes,
         seconds=time.perf_counter() - began,
+        head=_export(config, fitted, best, classes, grid),
     )
+
+
+def _export(config: ProbeConfig, fitted: Fitted, best: int, classes: int, grid: TokenGrid | None) -> FittedProbe | None:
+    if config.kind != "attentive":
+        return None
+    assert isinstance(fitted, GridHeads)
+    shape = attentive_config(config, len(fitted.standard.mean), classes)
+    return FittedProbe(shape, fitted.head(best), fitted.standard, grid, config.token_pool)
 
 
 Fitted = Callable[[Tensor], Tensor]  # features [B, R, N, D] to log-probabilities [G, B, C]
@@ -223,7 +235,7 @@ def _fit(
     else:
         standard = Standard(*(torch.full((width,), value, device=x.device) for value in (0.0, 1.0)))
     if config.kind in ("knn", "logistic"):
-        return _Classical.fit(settings, standard, x, y, rows, classes)
+        return ClassicalHeads.fit(settings, standard, x, y, rows, classes)
     head = _architecture(config, *x.shape[2:], classes)
     schedule = Schedule(config.num_steps(), config.batch_size, config.seed + 1)
     return fit_grid(head, settings, x, y, rows, schedule, standard)
@@ -242,38 +254,6 @@ def attentive_config(config: ProbeConfig, width: int, classes: int) -> Attentive
         embed_dim=width, num_heads=count, depth=config.depth, mlp_ratio=config.mlp_ratio, num_classes=classes,
         num_queries=config.queries,
     )  # fmt: skip
-
-
-class _Classical(NamedTuple):
-    """Classifiers of scikit-learn, one per head of the grid, on the means over views of standardised features."""
-
-    classifiers: list[sklearn_bridge.Classifier]
-    standard: Standard
-
-    @classmethod
-    def fit(
-        cls, settings: list[Setting], standard: Standard, x: preprocess.Inputs, y: Tensor, rows: Tensor, classes: int
-    ) -> _Classical:
-        bank = torch.cat([_vectors(standard, part) for part in x.chunks(rows)]).numpy()
-        labels = y[rows].numpy()
-        found = [
-            sklearn_bridge.knn(bank, labels, classes, int(s["neighbours"]))
-            if "neighbours" in s
-            else sklearn_bridge.logistic(bank, labels, classes, s["penalty"])
-            for s in settings
-        ]
-        return cls(found, standard)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Log-probabilities, floored at 1e-6: a vote can be unanimous and wrong."""
-        queries = _vectors(self.standard, x).numpy()
-        answers = [torch.from_numpy(classifier(queries).probabilities) for classifier in self.classifiers]
-        return torch.stack(answers).clamp_min(1e-6).log()
-
-
-def _vectors(standard: Standard, x: Tensor) -> Tensor:
-    """Mean over the views of standardised features ``[B, R, 1, D]``: ``[B, D]`` on the CPU."""
-    return standard(x[:, :, 0]).mean(dim=1).cpu()
 
 
 def _score(

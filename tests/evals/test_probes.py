@@ -108,7 +108,9 @@ def test_test_features_do_not_shift_the_standardisation() -> None:
 
 def test_same_seed_same_result_and_scores_cover_the_grid() -> None:
     first, second = (fit_probe(small("attentive"), *tokens(100, 0, True), *tokens(50, 1, True)) for _ in range(2))
-    for mine, other in zip(first._replace(seconds=0.0), second._replace(seconds=0.0), strict=True):
+    for mine, other in zip(
+        first._replace(seconds=0.0, head=None), second._replace(seconds=0.0, head=None), strict=True
+    ):
         assert torch.equal(mine, other) if isinstance(mine, Tensor) else mine == other
     assert [h.setting for h in first.heads] == small("attentive").settings()
     best = max(h.accuracy for h in first.heads)

@@ -1,0 +1,45 @@
+"""The probes of scikit-learn, nearest neighbours and logistic regression, as a grid of heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from evals import sklearn_bridge
+from evals.fitting import Setting, Standard
+from evals.preprocess import Inputs
+
+
+class ClassicalHeads(NamedTuple):
+    """Classifiers of scikit-learn, one per head of the grid, on the means over views of standardised features."""
+
+    classifiers: list[sklearn_bridge.Classifier]
+    standard: Standard
+
+    @classmethod
+    def fit(
+        cls, settings: Sequence[Setting], standard: Standard, x: Inputs, y: Tensor, rows: Tensor, classes: int
+    ) -> ClassicalHeads:
+        bank = torch.cat([_vectors(standard, part) for part in x.chunks(rows)]).numpy()
+        labels = y[rows].numpy()
+        found = [
+            sklearn_bridge.knn(bank, labels, classes, int(s["neighbours"]))
+            if "neighbours" in s
+            else sklearn_bridge.logistic(bank, labels, classes, s["penalty"])
+            for s in settings
+        ]
+        return cls(found, standard)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Log-probabilities, floored at 1e-6: a vote can be unanimous and wrong."""
+        queries = _vectors(self.standard, x).numpy()
+        answers = [torch.from_numpy(classifier(queries).probabilities) for classifier in self.classifiers]
+        return torch.stack(answers).clamp_min(1e-6).log()
+
+
+def _vectors(standard: Standard, x: Tensor) -> Tensor:
+    """Mean over the views of standardised features ``[B, R, 1, D]``: ``[B, D]`` on the CPU."""
+    return standard(x[:, :, 0]).mean(dim=1).cpu()
