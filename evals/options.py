@@ -93,7 +93,7 @@ def _add_data(group: Any) -> None:
 
 def _add_probes(group: Any) -> None:
     group.add_argument("--probe", help=f"one of {', '.join(PROBES)}; several with commas (default: linear)")
-    group.add_argument("--probe-file", metavar="FILE", help="weights of the probe published, for inference only")
+    group.add_argument("--probe-file", metavar="FILE", help="or name in `jepa models`, of the probe published")
     group.add_argument("--steps", type=int, help="training steps of linear and attentive probes")
     group.add_argument("--depth", type=int, help="blocks of attentive probes: 1 (V-JEPA) or 4 (V-JEPA 2)")
     group.add_argument("--queries", type=int, help="learned queries of attentive probes (default: 1)")
