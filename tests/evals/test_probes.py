@@ -1,10 +1,15 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from evals import preprocess, sklearn_bridge
 from evals.probes import ProbeConfig, fit_probe
 from evals.rows import Rows
+from jepa.features.features import attentive_pool
 from jepa.types import TokenGrid
 
 KINDS = ("linear", "attentive", "knn", "logistic")
@@ -171,3 +176,131 @@ def test_bad_features_are_refused() -> None:
         fit_probe(config, x, y, x[:, :4], y)
     with pytest.raises(ValueError, match="holdout"):
         ProbeConfig(holdout=0.0)
+
+
+@pytest.mark.parametrize(("depth", "queries", "pool"), [(1, 1, (1, 1, 1)), (3, 2, (2, 1, 2))])
+def test_the_chosen_head_can_be_kept(depth: int, queries: int, pool: tuple[int, int, int]) -> None:
+    grid = TokenGrid(2, 2, 2)
+    (x, y), (x_test, y_test) = tokens(60, 0, True), tokens(30, 1, True)
+    config = replace(small("attentive"), steps=6, depth=depth, queries=queries, token_pool=pool, batch_size=32)
+    result = fit_probe(config, 3 * x + 1, y, 3 * x_test + 1, y_test, grid)
+    assert result.head is not None
+    torch.testing.assert_close(result.head(3 * x_test + 1).softmax(dim=-1), result.probabilities, rtol=1e-4, atol=1e-5)
+    assert attentive_pool(result.head, x_test).shape == (30, queries * 12)
+    assert fit_probe(small("knn"), x, y, x_test, y_test).head is None
+
+
+def test_one_clip_of_each_class_is_fitted_by_the_middle_head() -> None:
+    x, y = tokens(200, 0, True)
+    first = torch.stack([(y == label).nonzero()[0, 0] for label in range(4)])
+    for kind in KINDS:
+        result = fit_probe(small(kind), x[first], y[first], x, y)
+        settings = small(kind).settings()
+        assert result.chosen == settings[len(settings) // 2]
+        assert [(head.accuracy, head.loss) for head in result.heads] == [(None, None)] * len(settings)
+        assert result.accuracy > 0.5
+
+
+# ---- against scikit-learn and plain numpy ----------------------------------------------------------------------------
+
+
+def overlapping() -> tuple[Tensor, Tensor, Tensor]:
+    """Three classes that no line separates: features ``[240, 4]`` with labels, and 60 queries."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(240) % 3
+    x = torch.randn(240, 4, generator=generator) + 0.8 * torch.eye(3, 4)[y]
+    return x, y, torch.randn(60, 4, generator=generator)
+
+
+def test_a_long_linear_probe_is_logistic_regression_without_penalty() -> None:
+    x, y, queries = overlapping()
+    config = ProbeConfig(learning_rates=(0.03,), weight_decays=(0.0,), steps=1500, batch_size=240)
+    ours = fit_probe(config, x, y, queries, torch.zeros(60, dtype=torch.int64)).probabilities
+    model = LogisticRegression(C=np.inf, tol=1e-8, max_iter=5000).fit(x.numpy(), y.numpy())
+    np.testing.assert_allclose(ours.numpy(), model.predict_proba(queries.numpy()), atol=1e-3)
+
+
+def test_logistic_is_newtons_minimum_in_float64() -> None:
+    """Sum of losses + penalty / 2 |W|^2, biases free, minimised by Newton's method on all parameters at once."""
+    x, y, queries = overlapping()
+    mean, std = x.mean(dim=0), x.std(dim=0, correction=0)
+    data, asked = (torch.cat(((z - mean) / std, torch.ones(len(z), 1)), dim=1).double() for z in (x, queries))
+    penalty = 3.0
+    ridge = torch.diag(torch.tensor([penalty] * 4 + [0.0])).double()
+
+    def loss(flat: Tensor) -> Tensor:
+        weights = flat.view(5, 3)
+        logs = (data @ weights).log_softmax(dim=1)
+        return -logs[torch.arange(240), y].sum() + 0.5 * (weights * (ridge @ weights)).sum()
+
+    flat = torch.zeros(15, dtype=torch.float64)
+    for _ in range(12):
+        slope, bend = torch.func.grad(loss)(flat), torch.autograd.functional.hessian(loss, flat)
+        flat = flat - torch.linalg.lstsq(bend, slope[:, None], driver="gelsd").solution[:, 0]  # biases share a shift
+    assert torch.func.grad(loss)(flat).abs().max() < 1e-9
+    result = fit_probe(
+        ProbeConfig(kind="logistic", penalties=(penalty,)), x, y, queries, torch.zeros(60, dtype=torch.int64)
+    )
+    expected = (asked @ flat.view(5, 3)).softmax(dim=1)
+    torch.testing.assert_close(result.probabilities.double(), expected, rtol=0.0, atol=2e-3)  # stops at a slope of 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 7, 500])
+def test_knn_is_brute_force(count: int) -> None:
+    """Cosine distances to all rows, the nearest ``count`` vote with the inverse of their distance."""
+    x, y, queries = (part.numpy() for part in overlapping())
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    bank, asked = ((z - mean) / std for z in (x, queries))
+    unit, other = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (bank, asked))
+    distances = 1 - other.astype(np.float64) @ unit.astype(np.float64).T
+    votes = np.zeros((60, 3))
+    for row, distance in enumerate(distances):
+        for near in np.argsort(distance)[:count]:
+            votes[row, y[near]] += 1 / distance[near]
+    found = fit_probe(
+        ProbeConfig(kind="knn", neighbours=(count,)), *(torch.from_numpy(z) for z in (x, y, queries)),
+        torch.zeros(60, dtype=torch.int64),
+    )  # fmt: skip
+    np.testing.assert_allclose(found.probabilities, votes / votes.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-5)
+
+
+# ---- what cannot be probed -------------------------------------------------------------------------------------------
+
+
+def test_impossible_settings_are_refused() -> None:
+    for bad, words in (
+        ({"depth": 0}, "depth and queries must be at least 1"),
+        ({"queries": 0}, "depth and queries must be at least 1"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio positive"),
+        ({"attention_heads": 0}, "attention_heads 0"),
+        ({"learning_rates": ()}, "learning_rates is empty"),
+        ({"neighbours": ()}, "neighbours is empty"),
+        ({"penalties": ()}, "penalties is empty"),
+        ({"steps": 0}, "steps must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ProbeConfig(kind="attentive", **bad)  # type: ignore[arg-type]
+
+
+def test_impossible_features_and_labels_are_refused() -> None:
+    x, y = tokens(40, 0, True)
+    config = small("attentive")
+    for arguments, words in (
+        ((x, y[:-1], x, y), r"training features must be at least 2 clips with one label each"),
+        ((x, y[:, None], x, y), r"labels \(40, 1\)"),
+        ((x, y, x[:0], y[:0]), "test features must be at least 1 clips"),
+        ((x, y.float(), x, y), "class numbers from 0, int64; got torch.float32"),
+        ((x[0, 0], y, x, y), r"features must be \[K, D\]"),
+        ((x, y, x[..., :5], y), r"differ in shape: \(tokens, width\) \(8, 12\), \(8, 5\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            fit_probe(config, *arguments)
+    with pytest.raises(ValueError, match="a label is 3, but there are 3 classes"):
+        fit_probe(config, x, y, x, y, num_classes=3)
+    broken = x.clone()
+    broken[33, 2, 5] = float("inf")
+    for kind in KINDS:
+        with pytest.raises(ValueError, match="the training features hold NaN or infinity"):
+            fit_probe(small(kind), broken, y, x, y)
+        with pytest.raises(ValueError, match="the test features hold NaN or infinity"):
+            fit_probe(replace(small(kind), steps=1), x, y, broken, y)
