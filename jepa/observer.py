@@ -55,8 +55,8 @@ class OnlineConfig:
     test: SourceConfig | None = None
     labels: tuple[str, ...] = ()
     probes: tuple[OnlineProbe, ...] = ("linear", "attentive", "knn")
-    train_clips: int = 512
-    test_clips: int = 256
+    train_clips: int = 256
+    test_clips: int = 128
     max_share: float = 0.05
     steps: int = 100
     token_pool: tuple[int, int, int] = (1, 2, 2)
