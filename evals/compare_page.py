@@ -10,34 +10,66 @@ from evals import page
 
 def draw(comparison: Mapping[str, Any], words: Sequence[Sequence[tuple[str, str]]], explained: str) -> str:
     """The page. ``words``: accuracy and difference as text, per row and column."""
-    columns, rows = comparison["columns"], comparison["rows"]
-    head = ["probe", "label", *(column["name"] for column in columns), "test clips"]
-    lines, best = [], []
-    for row, cells in zip(rows, words, strict=True):
-        known = [(-1.0 if cell is None else cell["accuracy"]) for cell in row["cells"]]
-        own = [score.replace(", ", ",\u00a0") for score, _ in cells]
-        lines.append([row["probe"], row["label"], *own, row["cells"][0]["num_test"]])
-        best.append(2 + max(range(len(known)), key=known.__getitem__))
+    columns = comparison["columns"]
     about = [[c["name"], c["encoder"], c["model"] or "", c["encoder_hash"] or "", c["folder"]] for c in columns]
+    inside = _lines(comparison, explained) if "lines" in comparison else _rows(comparison, words, explained)
     return page.page(
         "Evals compared",
         [
             "<h1>Evals compared</h1>",
-            page.text(_headline(columns, rows)),
-            page.section("Accuracies", page.text(explained, soft=True), page.card(page.table(head, lines, best))),
-            page.section(
-                f"Difference to {columns[0]['name']}, on the same test clips",
-                page.text(
-                    "Dot: the difference in percentage points. Bar: its 95 % interval, green for p < 0.05. Line: zero."
-                ),
-                *(page.card(_differences(row, columns)) for row in rows),
-            ),
+            *inside,
             page.section(
                 "What was compared",
                 page.card(page.table(["column", "encoder", "model", "hash of its weights", "eval"], about)),
             ),
         ],
     )
+
+
+def _lines(comparison: Mapping[str, Any], explained: str) -> list[str]:
+    """Measures of a task without probes."""
+    head = ["measure", *(column["name"] for column in comparison["columns"]), "measured on"]
+    rows = [
+        [one["measure"], *((cell or "–").replace(", ", ",\u00a0") for cell in one["cells"]), one["size"]]
+        for one in comparison["lines"]
+    ]  # fmt: skip
+    title = f"Scores of the task {comparison['task']}"
+    return [page.section(title, page.text(explained, soft=True), page.card(page.table(head, rows)))]
+
+
+def _rows(
+    comparison: Mapping[str, Any], words: Sequence[Sequence[tuple[str, str]]], explained: str
+) -> list[str]:  # fmt: skip
+    """Accuracies and paired differences of probes; those of few labels have their difference in the table only."""
+    columns, rows = comparison["columns"], comparison["rows"]
+    head = ["probe", "label", *(column["name"] for column in columns), "test clips"]
+    lines, best = [], []
+    for row, cells in zip(rows, words, strict=True):
+        known = [(-1.0 if cell is None else cell["accuracy"]) for cell in row["cells"]]
+        own = [score.replace(", ", ",\u00a0") for score, _ in cells]
+        if not _tested(row):
+            own = [f"{score} ({below})" if below else score for score, (_, below) in zip(own, cells, strict=True)]
+        lines.append([_probe(row), row["label"], *own, row["cells"][0]["num_test"]])
+        best.append(2 + max(range(len(known)), key=known.__getitem__))
+    return [
+        page.text(_headline(columns, rows)),
+        page.section("Accuracies", page.text(explained, soft=True), page.card(page.table(head, lines, best))),
+        page.section(
+            f"Difference to {columns[0]['name']}, on the same test clips",
+            page.text(
+                "Dot: the difference in percentage points. Bar: its 95 % interval, green for p < 0.05. Line: zero."
+            ),
+            *(page.card(_differences(row, columns)) for row in rows if _tested(row)),
+        ),
+    ]
+
+
+def _probe(row: Mapping[str, Any]) -> str:
+    return ", ".join(part for part in (row["probe"], row["variant"]) if part)
+
+
+def _tested(row: Mapping[str, Any]) -> bool:
+    return any(cell is not None and "p" in cell for cell in row["cells"])
 
 
 def p_words(p: float) -> str:
@@ -47,7 +79,7 @@ def p_words(p: float) -> str:
 
 def _headline(columns: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> str:
     """How many of the differences a 5 % test calls real."""
-    found = [cell for row in rows for cell in row["cells"][1:] if cell is not None]
+    found = [cell for row in rows for cell in row["cells"][1:] if cell is not None and "p" in cell]
     sure = [cell for cell in found if cell["p"] < 0.05]
     better = sum(cell["difference"] > 0 for cell in sure)
     return (
@@ -74,5 +106,5 @@ def _differences(row: Mapping[str, Any], columns: Sequence[Mapping[str, Any]]) -
             f"{cell['only_this']}, the first {cell['only_first']}</span></div>"
         )
     width = min(max(66, *(9 * len(name) for name, _ in cells)), 240)
-    title = page.escape(f"{row['label']}, {row['probe']} probe (axis: ± {100 * reach:.1f} %)")
+    title = page.escape(f"{row['label']}, {_probe(row)} probe (axis: ± {100 * reach:.1f} %)")
     return f'<div style="--names:{width}px"><h3>{title}</h3>{"".join(lines)}</div>'

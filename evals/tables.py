@@ -157,8 +157,8 @@ def error_words(row: Cells) -> str:
 
 def spread_words(row: Cells) -> str:
     """A mean over draws of labels with their standard deviation, in per cent; one draw has none."""
-    spread = row.get("spread")
-    return share(row["accuracy"]) if spread is None else f"{share(row['accuracy'])} ± {100 * spread:.1f}"
+    draws = len(row.get("seeds") or [])
+    return share(row["accuracy"]) if draws < 2 else f"{share(row['accuracy'])} ± {100 * row['spread']:.1f}"
 
 
 def shots_words(shots: str) -> str:

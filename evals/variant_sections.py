@@ -22,8 +22,8 @@ def label_section(results: Mapping[str, Any]) -> str:
         tables.LABELS,
         page.text(
             "Probes fitted on a few of the training clips, drawn class by class. Mean ± standard deviation over draws "
-            "in per cent (band; one draw has none); the last point uses all labels. Horizontally: training clips used, "
-            "on a logarithmic scale. Dashed: chance with all labels."
+            "(seeds) in per cent, the band in the curves; one draw has none. The last point uses all labels. "
+            "Horizontally: training clips used, on a logarithmic scale. Dashed: chance with all labels."
         ),
         page.card(page.image(drawing.charts([_label_chart(own) for own in _by_probe(rows)]), tables.LABELS)),
         page.card(table(found)),

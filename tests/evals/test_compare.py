@@ -10,8 +10,9 @@ from support import error_of, write_clips
 
 from app.cli import main as jepa
 from evals import metrics
-from evals.compare import compare, markdown
+from evals.compare import compare, markdown, write
 from evals.main import main
+from evals.matching import relative
 from jepa.config import ConfigError
 
 CLASSES = ["cat", "dog", "eel"]
@@ -36,9 +37,10 @@ def write_eval(
         rows.append({
             "probe": changes.get("probe", "knn"), "label": "label", "encoder": encoder, "accuracy": share,
             "error": metrics.standard_error(share, len(right)), "interval": [0.0, 1.0], "num_train": 9,
-            "num_test": len(right),
+            "num_test": len(right), **changes.get("variant", {}),
         })  # fmt: skip
-        arrays[f"{rows[-1]['probe']}/label/{encoder}/predictions"] = np.array([predictions[n] for n in order])
+        probe = " ".join(part for part in (rows[-1]["probe"], changes.get("variant_words")) if part)
+        arrays[f"{probe}/label/{encoder}/predictions"] = np.array([predictions[n] for n in order])
     np.savez_compressed(folder / "predictions.npz", **arrays)
     results = {
         "rows": rows, "model": f"runs/{folder.name}", "classes": {"label": changes.get("classes", CLASSES)},
@@ -109,6 +111,107 @@ def test_a_clip_named_twice_is_two_clips(tmp_path: Path) -> None:
     assert compare([a, b])["rows"][0]["cells"][1]["difference"] == 0.0
 
 
+def test_rows_are_matched_by_variant(tmp_path: Path) -> None:
+    few = {"shots": "10%", "seeds": [0.5, 0.7], "spread": 0.1, "num_train": 4}
+    plain = [write_eval(tmp_path / name, {"trained": FIRST}, LABELS) for name in "ab"]
+    (layer,) = (write_eval(tmp_path / "l", {"trained": FIRST}, LABELS, variant={"layer": 3}, variant_words="layer 3"),)
+    with pytest.raises(ConfigError, match=r"share no row .*knn of label \(layer 3\)"):
+        compare([plain[0], layer])
+    a = write_eval(tmp_path / "fa", {"trained": FIRST}, LABELS, variant=few, variant_words="10%")
+    b = write_eval(
+        tmp_path / "fb", {"trained": SECOND}, LABELS, variant={**few, "accuracy": 0.75}, variant_words="10%"
+    )  # fmt: skip
+    found = compare([a, b])
+    (row,) = found["rows"]
+    assert row["variant"] == "10%"
+    assert row["cells"][1]["difference"] == pytest.approx(0.75 - 5 / 9)
+    assert not {"p", "difference_interval"} & row["cells"][1].keys()  # means of draws: nothing is paired
+    text = markdown(found)
+    assert "| knn, 10% | label | 55.6 ± 10.0 | 75.0 ± 10.0 | 9 |" in text
+    assert "With few labels" in text
+    write(found, tmp_path / "out")
+    assert "75.0 ± 10.0 (+19.4)" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_a_folder_that_moved_is_matched_by_relative_paths_and_says_so(tmp_path: Path) -> None:
+    def moved(folder: str) -> list[str]:
+        return [f"{folder}/{'xy'[n % 2]}/v{n}.mp4" for n in range(10)]
+
+    a = write_eval(tmp_path / "a", {"trained": FIRST}, LABELS, paths=moved("/data/test"))
+    b = write_eval(
+        tmp_path / "b", {"trained": SECOND}, LABELS, order=[7, 3, 9, 1, 0, 2, 8, 6, 5, 4], paths=moved("/scratch/own")
+    )  # fmt: skip
+    found = compare([a, b])
+    assert found["rows"][0]["cells"][1]["difference"] == pytest.approx(3 / 9)
+    assert "runs/b have other absolute paths" in markdown(found)
+    same = write_eval(tmp_path / "c", {"trained": SECOND}, LABELS, paths=moved("/data/test"))
+    assert compare([a, same])["notes"] == []
+    other = write_eval(tmp_path / "d", {"trained": SECOND}, LABELS, paths=[f"/data/test/z/v{n}.mp4" for n in range(10)])
+    with pytest.raises(ConfigError, match=r"9 of 9 test clips"):
+        compare([a, other])
+    wrong = write_eval(tmp_path / "e", {"trained": FIRST}, [1, *LABELS[1:]], paths=moved("/scratch/own"))
+    with pytest.raises(ConfigError, match=r"/data/test/x/v0.mp4 has 'label' 'cat'"):
+        compare([a, wrong])
+
+
+def test_relative_paths_start_at_the_deepest_common_folder() -> None:
+    assert relative([("/a/b/c.mp4", 0.0, 1.0, 0), ("/a/b/d/e.mp4", 0.0, 1.0, 0)]) == [
+        ("c.mp4", 0.0, 1.0, 0), ("d/e.mp4", 0.0, 1.0, 0)
+    ]  # fmt: skip
+    urls = [("https://host/a.mp4", 0.0, 1.0, 0)]
+    assert relative(urls) == urls
+
+
+def write_task(folder: Path, task: str, rows: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps({
+        "task": task, "rows": rows, "model": f"runs/{folder.name}", "models": {},
+    }))  # fmt: skip
+    return folder
+
+
+TASK_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "tracking": (
+        {"encoder": "trained", "jf": 0.5, "low": 0.4, "high": 0.6, "j_mean": 0.45, "f_mean": 0.55, "sequences": 3,
+         "objects": 7},
+        "| J&F (%) | 50.0 [40.0, 60.0] | 50.0 [40.0, 60.0] | 3 sequences, 7 objects |",
+    ),
+    "dense": (
+        {"encoder": "trained", "measure": "RMSE (m)", "score": 0.5, "low": 0.25, "high": 0.75, "second": 0.9,
+         "num_test": 4},
+        "| RMSE (m) | 0.500 [0.250, 0.750] | 0.500 [0.250, 0.750] | 4 images |",
+    ),
+    "retrieval": (
+        {"encoder": "trained", "label": "object", "map": 0.3, "error": 0.02, "recall": {"1": 0.4}, "queries": 9,
+         "gallery": 8},
+        "| object: recall@1 (%) | 40.0 | 40.0 | 9 queries, 8 clips |",
+    ),
+    "physics": (
+        {"predictor": "trained", "condition": "all", "over": "max", "accuracy": 0.7, "low": 0.6, "high": 0.8,
+         "auroc": 0.65, "pairs": 20},
+        "| all, max surprise: AUROC | 0.650 | 0.650 | 20 pairs |",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", list(TASK_ROWS))
+def test_other_tasks_stand_side_by_side_without_a_test(tmp_path: Path, task: str) -> None:
+    row, line = TASK_ROWS[task]
+    a, b = (write_task(tmp_path / name, task, [row]) for name in "ab")
+    found = compare([a, b])
+    assert line in markdown(found)
+    assert "No test" in markdown(found)
+    write(found, tmp_path / "out")
+    assert "No test" in (tmp_path / "out" / "comparison.html").read_text()
+    size = next(name for name in ("objects", "num_test", "queries", "pairs") if name in row)
+    c = write_task(tmp_path / "c", task, [{**row, size: 99}])
+    with pytest.raises(ConfigError, match=r"the test sets differ: .* 99 "):
+        compare([a, c])
+    probes = write_eval(tmp_path / "probes", {"trained": FIRST}, LABELS)
+    with pytest.raises(ConfigError, match=rf"is an eval of the task {task}, others are not \({task}, probes\)"):
+        compare([a, probes])
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     a = write_eval(tmp_path / "a", {"trained": FIRST}, LABELS)
     shorter = write_eval(tmp_path / "shorter", {"trained": FIRST[:8]}, LABELS[:8])
@@ -138,6 +241,9 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             compare(folders)
+    tracking = write_task(tmp_path / "tracking", "tracking", [])
+    with pytest.raises(ConfigError, match=r"holds no rows"):
+        compare([tracking, tracking])
     with pytest.raises(ConfigError, match=r"no encoder 'trainde', did you mean 'trained'"):
         compare([a], ["trainde"])
 
