@@ -12,6 +12,7 @@ from jepa.checkpoint import CheckpointError, find_checkpoint, latest_checkpoint,
 from jepa.config import ConfigError, to_dict
 from jepa.load import load
 from jepa.models.base import ClipEncoder
+from jepa.models.encoder import Encoder
 
 TRAINED = "trained"  # the name of the model that the eval is about; the others go by their own
 
@@ -32,9 +33,12 @@ def open_subjects(config: EvalConfig) -> list[Subject]:
     if taken:
         raise ConfigError(f"the name {taken[0]!r} stands for two columns of the table; write a path as ./{taken[0]}")
     models = [config.run, *config.against]
+    found = [Subject(name, model, load(model, config.weights)) for name, model in zip(names, models, strict=True)]
     return [
-        Subject(name, model, config.clip.apply(load(model, config.weights), model))
-        for name, model in zip(names, models, strict=True)
+        subject._replace(encoder=config.clip.apply(subject.encoder, subject.model))
+        if subject.name == TRAINED or isinstance(subject.encoder, Encoder)
+        else subject  # of timm, whose name says its clip
+        for subject in found
     ]
 
 

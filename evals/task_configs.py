@@ -23,8 +23,9 @@ class ClipChanges:
     models' tubelets and patches; a ``short_side`` grows along with ``crop_size``. ``fps`` (frames per second) or
     ``frame_step`` (every n-th frame of the file) replaces the models' rate.
 
-    Holds for models of this toolkit and published JEPAs, those of ``against`` too; timm models name their clip in
-    their own name (``timm:NAME?frames=8&fps=4&size=224``), and are refused here.
+    Holds for models of this toolkit and published JEPAs, those of ``against`` too. The clip of timm models is said in
+    their names (``timm:NAME?frames=8&fps=4&size=224``): they are refused as the model of the eval, and keep theirs in
+    ``against``.
     """
 
     num_frames: int | None = None
