@@ -102,7 +102,7 @@ def _add_probes(group: Any) -> None:
     group.add_argument("--layers", metavar="A,B", help="outputs of these blocks side by side; --layers=-1 is the last")
     group.add_argument("--sweep-layers", action="store_true", default=None, help="also every block on its own")
     group.add_argument("--train-limit", type=int, metavar="N", help="fit probes on N training clips only")
-    group.add_argument("--few-shot", metavar="A,B", help="also with so few labels, as 1%%,10%%,5: shares, or clips of a class")
+    group.add_argument("--few-shot", metavar="A,B", help="also with so few labels: shares, or clips of a class: 1%%,5")
     group.add_argument("--few-shot-seeds", type=int, metavar="N", help="draws of each (default: 3)")
     group.add_argument("--seed", type=int, help="of the probes (default: 0); the random encoder has seed + 1")
 
