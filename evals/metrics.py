@@ -71,18 +71,21 @@ def class_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> lis
 
 
 def among_top(probabilities: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Whether each label ``[K]`` is among the ``count`` most probable of the classes ``[K, C]``: bool ``[K]``."""
-    return (probabilities.topk(count, dim=1).indices == labels[:, None]).any(dim=1)
+    """Whether each label ``[K]`` is among the ``count`` most probable of the classes ``[K, C]``: float64 ``[K]``, 1 or
+    0; where several classes share the last of these places, the chance of it when they are drawn at random."""
+    own = probabilities.gather(1, labels[:, None])
+    better, tied = (found.sum(dim=1).double() for found in (probabilities > own, probabilities == own))
+    return ((count - better) / tied).clamp(0, 1)
 
 
 def class_mean(right: Tensor, labels: Tensor) -> float:
-    """Mean over the classes that ``labels`` ``[K]`` hold of each one's share of ``right`` (bool ``[K]``) clips.
+    """Mean over the classes that ``labels`` ``[K]`` hold of each one's mean of ``right`` (``[K]``, 0 to 1).
 
     Of ``among_top(..., 5)`` it is the mean-class recall at 5 of EPIC-KITCHENS-100 (Damen et al., IJCV 2022).
     """
     total = torch.bincount(labels)
-    shares = torch.bincount(labels[right], minlength=len(total)) / total
-    return shares[total > 0].double().mean().item()
+    shares = torch.bincount(labels, weights=right.double(), minlength=len(total)) / total
+    return shares[total > 0].mean().item()
 
 
 def same_label_share(neighbours: Tensor, bank_labels: Tensor, labels: Tensor) -> float:

@@ -50,7 +50,7 @@ def judge(
     counted = labels >= 0
     own, said = labels[counted], predictions[counted]
     right = own == said
-    five = metrics.among_top(probabilities[counted], own, 5) & (said >= 0) if result.num_classes > 5 else None
+    five = metrics.among_top(probabilities[counted], own, 5) * (said >= 0) if result.num_classes > 5 else None
     on_test = ((result.head_predictions == labels[items]).sum(dim=1).double() / len(own)).tolist()
     accuracy = metrics.accuracy(said, own)
     table = metrics.confusion(said, own, result.num_classes)
@@ -66,7 +66,7 @@ def judge(
         },
         num_train=result.num_train, num_test=len(own), num_undecodable=len(own) - len(items),
         num_classes=result.num_classes, seconds=result.seconds,
-        top5=None if five is None else five.double().mean().item(),
+        top5=None if five is None else five.mean().item(),
         recall_at_5=None if five is None else metrics.class_mean(five, own),
     )  # fmt: skip
     return Outcome(row, labels, predictions, probabilities)

@@ -1,5 +1,6 @@
 """What an eval keeps and shows: every clip's prediction, clips that cannot be decoded, heads on test, the page."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evals import eval_page
+from evals import eval_page, metrics
 from evals.main import evaluate
 from evals.outcome import Outcome, judge
 from evals.probes import HeadScore, ProbeConfig, ProbeResult
@@ -152,6 +153,47 @@ def test_the_maximum_on_test_stands_apart() -> None:
     assert (row.held_out, row.num_test, row.num_undecodable) == (0.7, 5, 1)
     assert row.per_class == {"a": 1.0, "b": 0.0}
     assert row.confusion == {"a": {"a": 1}, "b": {"a": 3}}
+
+
+def slow_among_top(probabilities: torch.Tensor, label: int, count: int) -> float:
+    """The share of all orders by probability, ties in any order, in which the label is among the first ``count``."""
+    scores = probabilities.tolist()
+    orders = [order for order in itertools.permutations(range(len(scores)))
+              if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order))]  # fmt: skip
+    return float(np.mean([label in order[:count] for order in orders]))
+
+
+def test_among_the_most_probable_draws_among_ties() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = torch.from_numpy(rng.integers(0, 4, (30, 6)) / 8)
+    labels = torch.from_numpy(rng.integers(0, 6, 30))
+    for count in (1, 2, 5):
+        found = metrics.among_top(probabilities, labels, count)
+        slow = [slow_among_top(row, int(label), count) for row, label in zip(probabilities, labels, strict=True)]
+        assert found.tolist() == pytest.approx(slow)
+    assert metrics.among_top(torch.zeros(1, 8), torch.tensor([3]), 5).item() == 5 / 8  # as much as guessing
+    unequal = torch.tensor([0.1, 0.4, 0.3, 0.2])
+    assert metrics.among_top(unequal.expand(4, 4), torch.arange(4), 2).tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_class_mean_weighs_classes_alike() -> None:
+    hits, labels = torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0]), torch.tensor([4, 4, 4, 4, 1])
+    assert metrics.class_mean(hits, labels) == pytest.approx((2.5 / 4 + 0.0) / 2)  # classes without clips do not count
+    slow = np.mean([hits[labels == c].mean() for c in (1, 4)])
+    assert metrics.class_mean(hits, labels) == pytest.approx(float(slow))
+
+
+def test_top_five_counts_lost_clips_as_errors() -> None:
+    others = torch.tensor([0.1, 0.09, 0.08, 0.07, 0.06, 0.05, 0.05])
+    probabilities = torch.eye(7)[torch.tensor([0, 1, 2])] * 0.5 + others
+    says = probabilities.argmax(dim=1)[None]
+    heads = [HeadScore({"penalty": 1.0}, 0.7, 1.0)]
+    result = ProbeResult("logistic", 0.0, 0.0, 0.0, heads[0].setting, heads, says[0], probabilities, says, 9, 3, 7, 0.1)
+    labels = torch.tensor([0, 6, 2, 0])  # the second is last but one or last of seven, the fourth cannot be decoded
+    row = judge(result, "label", "trained", labels, torch.tensor([0, 1, 2]), tuple("abcdefg"), 0.25).row
+    assert row.top5 == pytest.approx(2 / 4)
+    assert row.recall_at_5 == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert (made_outcome(chosen=1).row.top5, made_outcome(chosen=1).row.recall_at_5) == (None, None)
 
 
 def test_confident_mistakes_come_surest_first() -> None:
