@@ -116,8 +116,8 @@ def check_room(jobs: Sequence[Job], processes: int) -> None:
         shapes = []
         for job in own:
             clips, views, tokens, width, vector = job.layout
-            shape = f"{tokens} x {width} + {vector}" if job.options.tokens else f"{vector}"
-            shapes.append(f"{job.of.name} {clips} x {views} x ({shape}) x 4 bytes")
+            shape = f"({tokens} x {width} + {vector})" if job.options.tokens else f"{vector}"
+            shapes.append(f"{job.of.name} {clips} x {views} x {shape} x 4 bytes")
         total, missing = sum(job.total_bytes for job in own), sum(job.missing_bytes for job in own)
         where = "in memory" if folder is None else f"in {folder} ({readable(free_disk(folder))} free)"
         log.info(

@@ -60,12 +60,15 @@ def probe_one(
         outcomes = [_published(probe, name, train, test, config, run)]
     else:
         assert train is not None, "only published probes go without training clips"
-        outcomes = [_fit(probe, name, train, test, config, run)]
         levels = train.features.levels if config.sweep_layers else None
+        plain = train, test
+        if levels is not None and config.layers is None:  # the last block is the encoder's own output
+            plain = train.level(levels[-1]), test.level(levels[-1])
+        outcomes = [_fit(probe, name, *plain, config, run)]
         for number in levels or ():
             outcome = _fit(probe, name, train.level(number), test.level(number), config, run)
             outcomes.append(outcome._replace(row=outcome.row._replace(layer=number)))
-        outcomes += [_few(probe, name, train, test, config, run, text) for text in config.few_shot]
+        outcomes += [_few(probe, name, *plain, config, run, text) for text in config.few_shot]
     for row in (outcome.row for outcome in outcomes):
         variant = f" {row.variant}" if row.variant else ""
         log.info("%s%s probe, %s, %s: %.3f +- %.3f (chance %.3f)", row.probe, variant, *row[1:5], row.chance)
