@@ -81,7 +81,7 @@ class LiveRows(Rows):
         once = self.views._replace(count=1, segments=self.views.segments if self.views.joined else 1)
         read = functools.partial(_read_drawn, self.source, self.of.clip, self.views)
         transform = ClipTransform(self.of.clip, self.augment)
-        for found in self._read(groups, read):
+        for found in self._decoded(groups, read):
             yield self._whole(found, once, [transform])[:, 0]
 
     def pieces(self, groups: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -91,7 +91,7 @@ class LiveRows(Rows):
             return
         listed = [(self._own(rows), []) for rows in groups]
         read = functools.partial(_read_plain, self.source, self.of.clip, self.views.segments)
-        for found in self._read(listed, read):
+        for found in self._decoded(listed, read):
             yield self._whole(found, self.views, self.views.transforms(self.of.clip))
 
     def _share(self, count: int) -> slice:
@@ -102,7 +102,7 @@ class LiveRows(Rows):
     def _own(self, rows: Tensor) -> list[int]:
         return self.items[self.index[rows.cpu()[self._share(len(rows))]]].tolist()
 
-    def _read(self, groups: Sequence[tuple[list[int], list[int]]], read: functools.partial) -> Iterator[Batch | None]:
+    def _decoded(self, groups: Sequence[tuple[list[int], list[int]]], read: functools.partial) -> Iterator[Batch | None]:
         for found in read_ahead(groups, read, self.workers, ahead=2):
             yield from found
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from evals import eval_page
 from evals.harness import FeatureSet, compute_splits, feature_splits
 from evals.labelled import Labelled, choose_sources, open_labelled
+from evals.live import live_features
 from evals.outcome import PREDICTIONS, Outcome, notes, pack, undecodable, versions
 from evals.probing import Side, probe_one
 from evals.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
@@ -50,7 +51,11 @@ def classify_videos(
         features = compute_splits(representations, splits, run)
         seconds = {"features": time.perf_counter() - began}
         began = time.perf_counter()
-        outcomes = run.on_main(lambda: probe_all(config, sides, features, run))
+        if config.cache:
+            outcomes = run.on_main(lambda: probe_all(config, sides, features, run))
+        else:  # every process encodes a part of every batch, so all of them probe alike
+            drawn = live_features(features, splits, representations, config, run)
+            outcomes = probe_all(config, sides, drawn, run)
     seconds["probes"] = time.perf_counter() - began
     rows = [outcome.row for outcome in outcomes]
     lists = {split: undecodable(side, features[split]) for split, side in sides.items()}

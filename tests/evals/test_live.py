@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ranks import by_two, outputs
+from support import SMALL_CLIP, small_encoder, write_clips
 
 from evals.encoding import SEED_BITS, Views
 from evals.feature_jobs import FeatureOptions, Split
 from evals.harness import compute_features
 from evals.live import LiveRows, live_set
+from evals.main import evaluate
+from evals.probes import ProbeConfig
 from evals.representations import EncoderRepresentation
 from evals.settings import EvalConfig
 from jepa.config import ConfigError
@@ -22,8 +27,8 @@ from jepa.data.settings import eval_options
 from jepa.data.sources import ClipRequest, Source, SourceConfig, open_source
 from jepa.data.transforms import AugmentConfig, ClipTransform
 from jepa.distributed import Run
-from tests.support import SMALL_CLIP, small_encoder, write_clips
-from tests.test_distributed import start_together
+from jepa.export.folders import write_safetensors
+from jepa.export.source import Source as ExportSource
 
 RUN = Run(torch.device("cpu"), "fp32")
 AUGMENT = AugmentConfig(scale=(0.3, 0.9))
@@ -103,16 +108,17 @@ def test_a_clip_that_breaks_meanwhile_is_named(tmp_path: Path) -> None:
 
 
 WORKER = """
-import torch
+import sys
+from dataclasses import replace
 from pathlib import Path
 from jepa.distributed import Run
-from tests.evals.test_live import ROWS, SEEDS, live
+sys.path += ["tests", "tests/evals"]
+from test_live import ROWS, SEEDS, live
 
 with Run.start("cpu") as run:
     alone = Run(run.device, run.precision)
     whole, _ = live(Path("PATH"), run=alone)
     shared, _ = live(Path("PATH"), run=alone)
-    from dataclasses import replace
     shared = replace(shared, run=run)
     for few in (5, 1):
         plan = [(ROWS[:few], SEEDS[:few])]
@@ -124,9 +130,47 @@ with Run.start("cpu") as run:
 
 def test_two_processes_encode_a_part_of_each_batch(tmp_path: Path) -> None:
     open_clips(tmp_path / "clips.npz")
-    for process in start_together(WORKER.replace("PATH", str(tmp_path / "clips.npz"))):
-        printed, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors[-2000:]
+    for printed in outputs(WORKER.replace("PATH", str(tmp_path / "clips.npz"))):
         found = re.findall(r"differences \d (\d) (\S+) (\S+)", printed)
         assert [few for few, _, _ in found] == ["5", "1"]
         assert all(float(value) < 1e-6 for _, *values in found for value in values)
+
+
+def settings(folder: Path) -> EvalConfig:
+    model = folder / "model"
+    if not model.exists():
+        model.mkdir()
+        facts = {"predictor": None, "probe": None, "family": "run", "weights": None}
+        write_safetensors(ExportSource(name="small", encoder=small_encoder(), **facts), model)
+        for name, count in (("train", 24), ("test", 13)):  # dark ones and bright ones
+            labels = np.arange(count) % 2
+            noise = np.random.default_rng(count).integers(0, 100, (count, 9, 32, 32, 3))
+            np.savez(folder / f"{name}.npz", clips=(noise + 60 * labels[:, None, None, None, None]).astype(np.uint8),
+                     labels=labels)  # fmt: skip
+    attentive = ProbeConfig(kind="attentive", steps=5, batch_size=8, learning_rates=(3e-3,), weight_decays=(0.01,))
+    linear = ProbeConfig(steps=12, batch_size=8, learning_rates=(1e-2,), weight_decays=(0.01,))
+    return EvalConfig(
+        run=str(model), train=SourceConfig(path=str(folder / "train.npz")), cache=False, baselines=("pixels",),
+        test=SourceConfig(path=str(folder / "test.npz")), probes=(linear, attentive), out=str(folder / "out"),
+        augment=AugmentConfig(scale=(0.8, 1.0), flip=0.0),
+    )  # fmt: skip
+
+
+def test_an_eval_without_a_cache_learns_and_keeps_no_tokens(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    first, second = evaluate(config), evaluate(config)
+    scores = {(row["probe"], row["encoder"]): row["accuracy"] for row in first["rows"]}
+    assert [{**row, "seconds": 0} for row in first["rows"]] == [{**row, "seconds": 0} for row in second["rows"]]
+    assert scores["linear", "pixels"] == scores["linear", "trained"] == 1.0
+    assert list((tmp_path / "out" / "features").rglob("*.vectors.npy"))
+    assert not list((tmp_path / "out" / "features").rglob("*.tokens.npy"))
+    kept = evaluate(replace(config, cache=True))
+    assert [row["heads"] for row in kept["rows"]] != [row["heads"] for row in first["rows"]]  # other views
+
+
+def test_two_processes_without_a_cache_find_what_one_finds(tmp_path: Path) -> None:
+    config = settings(tmp_path)
+    (alone, *_), both = evaluate(config)["rows"], by_two(config)
+    for rows in (found["rows"] for found in both):
+        assert rows[0]["accuracy"] == alone["accuracy"]
+        assert rows[0]["heads"][0]["loss"] == pytest.approx(alone["heads"][0]["loss"], rel=1e-4)
