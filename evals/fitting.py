@@ -15,7 +15,9 @@ from torch import Tensor
 from evals import heads
 from evals.preprocess import Inputs
 
-MOST_BYTES = 2**30  # of activations kept for a backward pass: beyond it the grid, then the batch, goes in parts
+# Of activations kept for a backward pass: beyond it the grid, then the batch, goes in parts. Larger ones make a GPU no
+# faster, and a CPU slower, whose caches they leave.
+MOST_BYTES = {"cpu": 2**28, "other": 2**32}
 Setting = dict[str, float]
 
 
@@ -84,14 +86,16 @@ def mean_probability(logs: Tensor) -> Tensor:
 
 def fit_grid(
     head: heads.Head, settings: Sequence[Setting], inputs: Inputs, y: Tensor, rows: Tensor, schedule: Schedule,
-    standard: Standard, most_bytes: float = MOST_BYTES,
+    standard: Standard, most_bytes: float | None = None,
 ) -> GridHeads:  # fmt: skip
     """Train every head of the grid on the clips ``rows`` with labels ``y`` ``[K]``, all on the same batches.
 
-    Activations take about ``most_bytes``: a larger grid is computed part by part in every step, then a larger batch
-    piece by piece, whose gradients are added. Neither changes what is computed. Parameters, their gradients and both
+    Activations take about ``most_bytes`` (default: 256 MiB on a CPU, else 4 GiB): a larger grid is computed part by
+    part in every step, then a larger batch piece by piece, whose gradients are added. Neither changes what is computed. Parameters, their gradients and both
     moments of AdamW are kept for the whole grid: 16 bytes per parameter and head.
     """
+    if most_bytes is None:
+        most_bytes = MOST_BYTES.get(inputs.device.type, MOST_BYTES["other"])
     each = 4 * head.activations
     count = int(max(1, min(len(settings), most_bytes // (each * schedule.batch_size))))
     piece = int(max(1, min(schedule.batch_size, most_bytes // each)))
