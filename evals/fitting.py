@@ -91,8 +91,8 @@ def fit_grid(
     """Train every head of the grid on the clips ``rows`` with labels ``y`` ``[K]``, all on the same batches.
 
     Activations take about ``most_bytes`` (default: 256 MiB on a CPU, else 4 GiB): a larger grid is computed part by
-    part in every step, then a larger batch piece by piece, whose gradients are added. Neither changes what is computed. Parameters, their gradients and both
-    moments of AdamW are kept for the whole grid: 16 bytes per parameter and head.
+    part in every step, then a larger batch piece by piece, whose gradients are added. Neither changes what is computed.
+    Parameters, their gradients and both moments of AdamW are kept for the whole grid: 16 bytes per parameter and head.
     """
     if most_bytes is None:
         most_bytes = MOST_BYTES.get(inputs.device.type, MOST_BYTES["other"])

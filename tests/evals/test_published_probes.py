@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         asked(tokens, NAMES[:10])
     with pytest.raises(ValueError, match=r"takes tokens 64 wide of 1 block\(s\), but the encoder's are 32 wide"):
         asked(tokens[..., :32], NAMES)
-    with pytest.raises(ValueError, match="attention_heads of .* are missing"):
+    with pytest.raises(ValueError, match=r"attention_heads of .* are missing"):
         asked(tokens, NAMES, ProbeConfig(kind="published", file=CONFIG.file))
     with pytest.raises(ValueError, match="unknown model 'vjepa_nothing'"):
         asked(tokens, NAMES, ProbeConfig(kind="published", file="vjepa_nothing"))
