@@ -87,8 +87,8 @@ def available_memory() -> int | None:
 def check_disk(folder: Path, total: int, missing: int, limit_gb: float) -> None:
     """Raise ``ConfigError`` where ``missing`` of ``total`` bytes of features would not fit into ``folder``."""
     remedy = (
-        "keep fewer features (fewer segments or views, tokens averaged by --token-pool only shrink what probes read, "
-        "no attentive probe), or none: --cache-gb 0 keeps them in memory"
+        "make fewer features (fewer segments, views, layers or cells; no attentive probe, which needs all tokens), or "
+        "keep none: --cache-gb 0 holds them in memory, --no-cache encodes them anew in every step"
     )
     held = folder_bytes(folder)
     if held + missing > limit_gb * 1e9:

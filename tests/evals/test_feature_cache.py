@@ -271,7 +271,7 @@ def test_sizes_are_said_and_checked_before_anything_is_encoded(
     options = FeatureOptions(cache_dir=features, cache_gb=(2 * own + 2 * other + 2e4) / 1e9)
     splits = {"train": Split(source, options), "test": Split(source.subset(range(ITEMS)), options)}
     tight = {n: Split(s, FeatureOptions(cache_dir=features, cache_gb=1e-4)) for n, (s, _) in splits.items()}
-    with pytest.raises(ConfigError, match=r"more than cache_gb 0.0001 allows.*--cache-gb 0.00.*--cache-gb 0 keeps"):
+    with pytest.raises(ConfigError, match=r"more than cache_gb 0.0001 allows.*--cache-gb 0.00.*--cache-gb 0 holds"):
         compute_splits([counted, pixels], tight, RUN)
     monkeypatch.setattr(storage, "free_disk", lambda folder: 1000)
     with pytest.raises(ConfigError, match="but the disk has 1 kB left"):
