@@ -102,7 +102,9 @@ class LiveRows(Rows):
     def _own(self, rows: Tensor) -> list[int]:
         return self.items[self.index[rows.cpu()[self._share(len(rows))]]].tolist()
 
-    def _decoded(self, groups: Sequence[tuple[list[int], list[int]]], read: functools.partial) -> Iterator[Batch | None]:
+    def _decoded(
+        self, groups: Sequence[tuple[list[int], list[int]]], read: functools.partial
+    ) -> Iterator[Batch | None]:
         for found in read_ahead(groups, read, self.workers, ahead=2):
             yield from found
 
