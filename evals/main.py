@@ -38,7 +38,11 @@ def run(args: argparse.Namespace) -> None:
         return
     results = evaluate(config)
     if _writes():
+        from evals.subjects import results_folder
+
         print("\n\n".join(part for part in (results["table"], results["notes"]) if part))
+        report = results_folder(config) / "report.html"
+        print(f"report: {report} (beside it results.json and results.md)", file=sys.stderr)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -171,7 +171,9 @@ def test_several_labels_of_one_manifest_share_features(run_dir: Path, data: Path
 def test_command_line(run_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "out")
     assert main([str(run_dir), "--probe", "knn", "--train-limit", "30", "--device", "cpu", "--out", out]) == 0
-    assert "| knn | label |" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "| knn | label |" in printed.out
+    assert printed.err.splitlines()[-1] == f"report: {out}/report.html (beside it results.json and results.md)"
     assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["num_train"] == 30
     for arguments, message in (
         ([str(run_dir), "--probe", "linaer"], "did you mean 'linear'"),
