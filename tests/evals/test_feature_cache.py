@@ -283,6 +283,7 @@ def test_sizes_are_said_and_checked_before_anything_is_encoded(
     assert counted.clips == 0
     assert not features.exists()
     monkeypatch.undo()
+    caplog.clear()  # other tests may have turned messages on
     with caplog.at_level(logging.INFO, "jepa"):
         compute_splits([counted, pixels], splits, RUN)
         compute_splits([counted, pixels], splits, RUN)
