@@ -41,9 +41,11 @@ class Picture(NamedTuple):
 
 
 def depth_edges(pools: Sequence[Pool]) -> list[float]:
-    """Edges of ranges that hold equally many of the training pixels, in metres (of classes: no use is made of it)."""
+    """Edges of ranges that hold equally many of the training pixels, in metres (of classes: no use is made of it).
+    Where many pixels have the same depth, ranges without width are left out: there are fewer then, at least one."""
     values = torch.cat([pool.values for pool in pools]).double()
-    return torch.quantile(values, torch.linspace(0, 1, RANGES + 1, dtype=torch.float64)).tolist()
+    edges = torch.quantile(values, torch.linspace(0, 1, RANGES + 1, dtype=torch.float64)).unique().tolist()
+    return edges if len(edges) > 1 else edges * 2
 
 
 def look(
@@ -52,7 +54,8 @@ def look(
 ) -> Look:  # fmt: skip
     """The answers of one head on all images, added up, and those of the rows ``shown`` as they are."""
     depth = config.target == "depth"
-    counts = torch.zeros(RANGES, DEPTH_SUMS, dtype=torch.float64) if depth else torch.zeros(outputs, outputs).long()
+    shape, kind = ((len(edges) - 1, DEPTH_SUMS), torch.float64) if depth else ((outputs, outputs), torch.int64)
+    counts = torch.zeros(shape, dtype=kind)
     maps: dict[int, NDArray[Any]] = {}
     for row in range(len(images.images)):
         label = read_checked(images, row, config, outputs)

@@ -154,12 +154,13 @@ def _ranges(results: Mapping[str, Any]) -> str:
     for place, (low, high) in enumerate(itertools.pairwise(edges)):
         words = f"{low:.2f} to {high:.2f}"
         words = f"below {high:.2f}" if place == 0 else f"from {low:.2f}" if place == len(edges) - 2 else words
+        words = "all" if len(edges) == 2 else words
         sums = [looks[name][place] for name in looks]
         cells = [f"{(s[1] / s[0]) ** 0.5:.3f} ({100 * s[2] / s[0]:.0f} %)" if s[0] else "" for s in sums]
         lines.append([words, f"{int(sums[0][0]):,}", *cells])
     return page.section(
         "Error by depth",
-        page.text("RMSE in metres (mean error relative to the depth). Ranges hold equally many training pixels."),
+        page.text("RMSE in metres (mean error relative to the depth). Ranges hold about equally many training pixels."),
         page.card(page.table(["true depth (m)", "test pixels", *looks], lines)),
     )
 

@@ -15,7 +15,7 @@ from ranks import by_two
 
 from evals import dense_metrics, heads
 from evals.dense_data import DenseSet, Pool, draw_pools, open_dense, read_label
-from evals.dense_look import by_range
+from evals.dense_look import by_range, depth_edges
 from evals.dense_probe import DenseHeads, fit_heads, sample, upsample
 from evals.dense_rows import judge, lost_sums
 from evals.main import evaluate, main
@@ -287,6 +287,16 @@ def test_errors_by_depth_add_up_to_the_whole() -> None:
     assert torch.allclose(sums.sum(dim=0), dense_metrics.depth_sums(answer, truth))
     near = truth < 4
     assert float(sums[0, 1]) == pytest.approx(float((answer - truth)[near].double().square().sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "edges"),
+    [([1.0] * 9 + [4.0], [1.0, 4.0]), ([2.0] * 5, [2.0, 2.0]), ([1.0, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])],
+)
+def test_ranges_of_depth_that_hold_no_pixels_are_merged(values: list[float], edges: list[float]) -> None:
+    assert depth_edges([Pool(torch.zeros(len(values), 2), torch.tensor(values))]) == pytest.approx(edges)
+    truth = torch.tensor([values])
+    assert by_range(truth, truth, edges)[:, 0].sum() == len(values)
 
 
 @pytest.mark.parametrize("target", ["segmentation", "depth"])
