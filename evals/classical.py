@@ -13,11 +13,17 @@ from evals.fitting import Setting, Standard
 from evals.preprocess import Inputs
 
 
+_LEAST_VOTE = 1e-6  # a vote can be unanimous and wrong
+_LEAST = 1e-30  # of a model of probabilities, which must keep the order of improbable classes
+
+
 class ClassicalHeads(NamedTuple):
-    """Classifiers of scikit-learn, one per head of the grid, on the means over views of standardised features."""
+    """Classifiers of scikit-learn, one per head of the grid, on the means over views of standardised features.
+    ``least``: the probability that every class is given at least."""
 
     classifiers: list[sklearn_bridge.Classifier]
     standard: Standard
+    least: float
 
     @classmethod
     def fit(
@@ -31,13 +37,13 @@ class ClassicalHeads(NamedTuple):
             else sklearn_bridge.logistic(bank, labels, classes, s["penalty"])
             for s in settings
         ]
-        return cls(found, standard)
+        return cls(found, standard, _LEAST_VOTE if "neighbours" in settings[0] else _LEAST)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Log-probabilities, floored at 1e-6: a vote can be unanimous and wrong."""
+        """Log-probabilities ``[G, B, C]``."""
         queries = _vectors(self.standard, x).numpy()
         answers = [torch.from_numpy(classifier(queries).probabilities) for classifier in self.classifiers]
-        return torch.stack(answers).clamp_min(1e-6).log()
+        return torch.stack(answers).clamp_min(self.least).log()
 
 
 def _vectors(standard: Standard, x: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
 import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
 
 from evals import sklearn_bridge
 
@@ -24,6 +26,17 @@ def test_a_class_without_training_rows_gets_probability_zero() -> None:
         assert (fitted.probabilities[:, [1, 3]] == 0).all()
         assert set(fitted.labels) <= {0, 2}
         np.testing.assert_allclose(fitted.probabilities.sum(axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("penalty", [0.1, 10.0])
+def test_logistic_regression_ends_where_the_loss_is_flat(penalty: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(72) % 8
+    features = (rng.normal(size=(72, 96)) + 0.7 * np.eye(8, 96)[labels]).astype(np.float32)
+    fitted = sklearn_bridge.logistic(features, labels, 8, penalty)
+    exact = LogisticRegression(C=1 / penalty, max_iter=20000, tol=1e-9).fit(features.astype(np.float64), labels)
+    queries = rng.normal(size=(200, 96)).astype(np.float32)
+    np.testing.assert_allclose(fitted(queries).probabilities, exact.predict_proba(queries), atol=0.01)
 
 
 def test_tsne_keeps_clusters_by_direction_together() -> None:
