@@ -211,13 +211,14 @@ def copy_rows(
     evenly spaced, whose copies have nothing to be found. Images have no "shift"."""
     rows, images = [], all(shift_frames(r.clip) == 0 for r in representations)
     for kind in (kind for kind in config.copies if not (kind == "shift" and images)):
-        copies = compute_features(representations, degraded(test.source, kind, config.seed), run, options)
+        asked = degraded(test.source, kind, config.seed)
+        copies = compute_features(representations, asked, run, options, f"test ({kind})")
         strangers: dict[str, FeatureSet] = {}
         if distractors is not None:
             count = min(len(distractors.source), len(test.source))
             chosen = np.linspace(0, len(distractors.source) - 1, count).round().astype(np.int64)
             others = degraded(distractors.source, kind, config.seed + 1).subset(chosen)
-            strangers = compute_features(representations, others, run, options)
+            strangers = compute_features(representations, others, run, options, f"train ({kind})")
         for name, gallery in found.items():
             rows.append(copy_row(config, kind, name, copies[name], strangers.get(name), gallery, len(test.source)))
     return rows

@@ -174,9 +174,15 @@ def test_a_shifted_copy_starts_a_quarter_of_the_clip_later(folder: Path) -> None
     assert shift_frames(ClipConfig(num_frames=1)) == 0
 
 
-def test_the_task_writes_both_tables_and_repeats(folder: Path, tmp_path: Path) -> None:
+def test_the_task_writes_both_tables_and_repeats(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     config = EvalConfig(run=str(folder / "run"), task="retrieval", device="cpu")
-    results = evaluate(config, tmp_path / "a")
+    with caplog.at_level("INFO", "jepa"):
+        results = evaluate(config, tmp_path / "a")
+    assert {"features of the test (crop) clips", "features of the train (combined) clips"} < {
+        line.split(":")[0] for line in caplog.messages
+    }
     assert json.loads((tmp_path / "a" / "results.json").read_text())["rows"] == results["rows"]
     assert evaluate(config, tmp_path / "b")["rows"] == results["rows"]
     retrieval = {row["encoder"]: row for row in results["rows"] if "map" in row}
