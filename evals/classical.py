@@ -12,7 +12,6 @@ from evals import sklearn_bridge
 from evals.fitting import Setting, Standard
 from evals.preprocess import Inputs
 
-
 _LEAST_VOTE = 1e-6  # a vote can be unanimous and wrong
 _LEAST = 1e-30  # of a model of probabilities, which must keep the order of improbable classes
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
+from evals.shots import Shots
 from evals.task_configs import AnticipationConfig, ClipChanges, DenseConfig, RetrievalConfig, TrackingConfig
 from evals.watching import Watching
 from jepa.data.sources import SourceConfig
@@ -113,6 +114,8 @@ class EvalConfig:
             raise ValueError("layers is empty; leave it out for the encoder's own output, or name at least one block")
         if self.clip and self.task == "physics":
             raise ValueError("the task physics cuts windows: set watching.num_frames and watching.clip_fps, not clip")
+        for text in self.few_shot:
+            Shots.parse(text)  # raises
         if self.train_limit is not None and self.train_limit < 2:
             raise ValueError(f"train_limit must be at least 2 clips, not {self.train_limit}")
 

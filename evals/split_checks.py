@@ -11,6 +11,7 @@ import torch
 
 from evals.labelled import Labelled
 from evals.settings import Allowance
+from evals.shots import Shots
 from jepa.config import ConfigError
 from jepa.data.sources import Source
 
@@ -50,6 +51,13 @@ def check_splits(train: Labelled, test: Labelled, allow: Sequence[Allowance] = (
                 "errors (--allow unseen_classes)"
             )
     return train._replace(class_names={label: test.class_names[label] for label in train.class_names})
+
+
+def check_shots(train: Labelled, few_shot: Sequence[str]) -> None:
+    """Raise ``ValueError`` where a class has fewer clips than one of ``few_shot`` asks for."""
+    for text in few_shot:
+        for label, ids in train.labels.items():
+            Shots.parse(text).draw(ids[ids >= 0], 0, train.class_names[label])
 
 
 def leaks(train: Iterable[Source], test: Iterable[Source]) -> list[str]:

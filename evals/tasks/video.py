@@ -14,7 +14,7 @@ from evals.outcome import PREDICTIONS, Outcome, notes, pack, undecodable, versio
 from evals.probing import Side, probe_one
 from evals.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
 from evals.settings import BASELINES, EvalConfig, TaskResult
-from evals.split_checks import check_splits
+from evals.split_checks import check_shots, check_splits
 from evals.subjects import Subject, facts, home, open_subjects
 from jepa.config import ConfigError, to_dict
 from jepa.distributed import Run
@@ -45,6 +45,7 @@ def classify_videos(
             check(side)
         if train is not None:
             train = sides["train"] = check_splits(train, test, config.allow)
+            check_shots(train, config.few_shot)
         representations = build_representations(config, {s.name: s.encoder for s in subjects}, run)
         check_grids(config, representations)
         splits = feature_splits(config, {n: side.source for n, side in sides.items()}, home(config) / "features")

@@ -136,6 +136,7 @@ def test_check_prints_what_can_be_read_again(
         (["--max-missing", "0.5"], "--max-missing is for --dataset"),
         (["--span", "ending"], "--where and --span are for CSV files"),
         (["--set", "clip.fps=4", "--set", "clip.frame_step=4"], "set one of fps and frame_step"),
+        (["--few-shot", "5,101%"], "few_shot: '101%' is neither a share like"),
         (["--task", "physics", "--set", "clip.num_frames=4"], r"set watching\.num_frames"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from evals.labelled import Labelled, open_labelled
-from evals.split_checks import check_splits, leaks
+from evals.split_checks import check_shots, check_splits, leaks
 from jepa.config import ConfigError
 from jepa.data.sources import Source, SourceConfig
 from jepa.types import ClipConfig
@@ -92,6 +92,14 @@ def test_a_number_without_training_clips_is_an_unseen_class_too(tmp_path: Path) 
     test = table(tmp_path, "test", ["c.png,0", "d.png,1"])
     with pytest.raises(ConfigError, match=r"1 test clips are of 1 label classes that no training clip has: '1'"):
         check_splits(*sides(train, test))
+
+
+def test_classes_with_fewer_clips_than_asked_for_are_named_before_anything_is_encoded(tmp_path: Path) -> None:
+    train = table(tmp_path, "train", ["a.png,x", "b.png,y", "c.png,x", "d.png,"])
+    side, _ = sides(train, train)
+    check_shots(side, ("1", "10%"))
+    with pytest.raises(ValueError, match="few_shot: 2 clips per class, but class 'y' has 1"):
+        check_shots(side, ("1", "2"))
 
 
 def test_a_single_class_is_named(tmp_path: Path) -> None:
