@@ -15,7 +15,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from evals.encoding import SEED_BITS, Views, encode_views
+from evals.encoding import SEED_BITS, Progress, Views, encode_views
 from evals.feature_jobs import Split, layout_of, read_for
 from evals.harness import FeatureSet
 from evals.representations import Representation
@@ -77,11 +77,12 @@ class LiveRows(Rows):
 
     def stream(self, plan: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
         """One view ``[B, N, D]`` of each clip, for every pair (rows, seeds)."""
+        plan = list(plan)
         groups = [(self._own(rows), seeds[self._share(len(rows))].tolist()) for rows, seeds in plan]
         once = self.views._replace(count=1, segments=self.views.segments if self.views.joined else 1)
         read = functools.partial(_read_drawn, self.source, self.of.clip, self.views)
         transform = ClipTransform(self.of.clip, self.augment)
-        for found in self._decoded(groups, read):
+        for found in self._counted([rows for rows, _ in plan], self._decoded(groups, read)):
             yield self._whole(found, once, [transform])[:, 0]
 
     def pieces(self, groups: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -89,9 +90,10 @@ class LiveRows(Rows):
         if self.stored:
             yield from super().pieces(groups)
             return
+        groups = list(groups)
         listed = [(self._own(rows), []) for rows in groups]
         read = functools.partial(_read_plain, self.source, self.of.clip, self.views.segments)
-        for found in self._decoded(listed, read):
+        for found in self._counted(groups, self._decoded(listed, read)):
             yield self._whole(found, self.views, self.views.transforms(self.of.clip))
 
     def _share(self, count: int) -> slice:
@@ -107,6 +109,15 @@ class LiveRows(Rows):
     ) -> Iterator[Batch | None]:
         for found in read_ahead(groups, read, self.workers, ahead=2):
             yield from found
+
+    def _counted(self, groups: Sequence[Tensor], batches: Iterator[Batch | None]) -> Iterator[Batch | None]:
+        """The batches as they are; how far along they are is shown, unless there is one only."""
+        clips = [len(rows) for rows in groups]
+        shown = self.run.is_main and len(clips) > 1
+        with Progress(f"encode anew for the probe of {self.of.name}", sum(clips), shown) as progress:
+            for count, batch in zip(clips, batches, strict=True):
+                yield batch
+                progress.step(count)
 
     def _whole(self, batch: Batch | None, views: Views, transforms: Sequence[ClipTransform]) -> Tensor:
         """Encode this process's clips, and join those of all processes."""

@@ -81,6 +81,20 @@ def test_drawn_views_are_clips_cut_and_augmented_by_hand(tmp_path: Path, kind: s
     assert not torch.allclose(found[0], found[2])  # one clip, two seeds
 
 
+def test_a_long_training_says_how_far_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, _ = live(tmp_path / "clips.npz")
+    monkeypatch.setattr("evals.encoding._LOG_SECONDS", 0.0)
+    with caplog.at_level("INFO", "jepa"):
+        assert len(list(rows.stream([(ROWS, SEEDS)] * 3))) == 3
+        assert len(list(rows.stream([(ROWS, SEEDS)]))) == 1  # one batch says nothing
+    told = [line for line in caplog.messages if line.startswith("encode anew")]
+    assert [line.split(" clips,")[0] for line in told] == [
+        f"encode anew for the probe of trained: {done} of 15" for done in (5, 10, 15)
+    ]
+
+
 def test_one_segment_is_drawn_where_they_are_not_joined(tmp_path: Path) -> None:
     rows, _ = live(tmp_path / "clips.npz", joined=False)
     assert next(rows.stream([(ROWS, SEEDS)])).shape == (5, 8, 24)
