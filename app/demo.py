@@ -117,7 +117,7 @@ def probe(config: TrainConfig, world: Path, probes: tuple[str, ...], seed: int) 
             probes=tuple(ProbeConfig(kind=kind, seed=seed, token_pool=POOL[kind]) for kind in probes),  # type: ignore[arg-type]
             random_seed=seed + 1,
             batch_size=32,
-            cache_gb=0.2,  # pooled features: the nearest neighbours of the report use them again
+            cache_gb=4.0,  # about 1 GB, tokens and all; the report uses them again
         )
     )
 
