@@ -201,7 +201,10 @@ def _lay_probes(result: dict[str, Any], given: Mapping[str, Any]) -> None:
     """The probes named (with the file's settings, where it has that kind), and what is given for them."""
     from jepa.config import ConfigError, suggest
 
-    probes = [dict(probe) for probe in result.get("probes") or ({},)]
+    listed = result.get("probes") or [{}]
+    if not isinstance(listed, list) or not all(isinstance(probe, Mapping) for probe in listed):
+        raise ConfigError(f"config key 'probes' must be a list of mappings with keys, not {listed!r}")
+    probes = [dict(probe) for probe in listed]
     if "probe" in given:
         known = {probe.get("kind", "linear"): probe for probe in reversed(probes)}
         for kind in split(given["probe"]):
@@ -224,7 +227,7 @@ def _lay_probes(result: dict[str, Any], given: Mapping[str, Any]) -> None:
             raise ConfigError(f"{option} is for the probes {' and '.join(kinds)}: name one with --probe")
         for probe in fitting if value is not None else ():
             probe[key] = value
-    if probes != [{}] or "probes" in result:
+    if probes != [{}] or "probes" in result or any(pair.startswith("probes.") for pair in given.get("set", ())):
         result["probes"] = probes
 
 
@@ -232,7 +235,12 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
     """Set ``a.b.c`` in nested mappings, which are copied and made where they are missing."""
     head, _, rest = key.partition(".")
     if rest:
-        inner = dict(data.get(head) or {})
+        inner = data.get(head) or {}
+        if not isinstance(inner, Mapping):
+            from jepa.config import ConfigError
+
+            raise ConfigError(f"config key {head!r} must be a mapping with keys, not {inner!r}")
+        inner = dict(inner)
         _put(inner, rest, value)
         value = inner
     data[head] = value

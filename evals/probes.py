@@ -82,9 +82,13 @@ class ProbeConfig:
                 f"depth and queries must be at least 1 and mlp_ratio positive, not {self.depth}, {self.queries} and "
                 f"{self.mlp_ratio:g}"
             )
-        empty = [name for name in _GRID_FIELDS if getattr(self, name) == ()]
-        if empty:
-            raise ValueError(f"{empty[0]} is empty: a grid needs at least one value (null: the probe's own)")
+        for name, (least, words) in _GRID_FIELDS.items():
+            values = getattr(self, name)
+            if values == ():
+                raise ValueError(f"{name} is empty: a grid needs at least one value (null: the probe's own)")
+            wrong = [value for value in values or () if not least <= value < math.inf]
+            if wrong:
+                raise ValueError(f"{name} must be {words}, not {wrong[0]:g}")
 
     def settings(self) -> list[Setting]:
         """The grid, one dict of named numbers per head."""
@@ -113,7 +117,11 @@ _GRIDS = {
 }
 
 
-_GRID_FIELDS = ("learning_rates", "weight_decays", "neighbours", "penalties")
+_POSITIVE = (math.ulp(0.0), "positive numbers")
+_GRID_FIELDS = {  # the least that a value may be, and in words
+    "learning_rates": _POSITIVE, "weight_decays": (0.0, "numbers of at least 0"), "neighbours": (1, "at least 1"),
+    "penalties": _POSITIVE,
+}  # fmt: skip
 
 
 class HeadScore(NamedTuple):

@@ -108,7 +108,7 @@ class EvalConfig:
                 f"views, train_views and few_shot_seeds must be at least 1, not {self.views}, {self.train_views} and "
                 f"{self.few_shot_seeds}"
             )
-        if self.cache_gb < 0 or self.memory_gb < 0:
+        if not (self.cache_gb >= 0 and self.memory_gb >= 0):  # nor NaN
             raise ValueError(f"cache_gb and memory_gb must not be negative: {self.cache_gb:g}, {self.memory_gb:g}")
         if self.layers == ():
             raise ValueError("layers is empty; leave it out for the encoder's own output, or name at least one block")

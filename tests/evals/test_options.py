@@ -136,6 +136,11 @@ def test_check_prints_what_can_be_read_again(
         (["--max-missing", "0.5"], "--max-missing is for --dataset"),
         (["--span", "ending"], "--where and --span are for CSV files"),
         (["--set", "clip.fps=4", "--set", "clip.frame_step=4"], "set one of fps and frame_step"),
+        (["--set", "cache_gb=.nan"], "cache_gb and memory_gb must not be negative: nan"),
+        (["--set", "probes.0.learning_rates=[0.1, .nan]"], "learning_rates must be positive numbers, not nan"),
+        (["--set", "probes.0.weight_decays=[-1]"], "weight_decays must be numbers of at least 0, not -1"),
+        (["--set", "probes.0.neighbours=[0]"], "neighbours must be at least 1, not 0"),
+        (["--set", "probes.0.penalties=[0]"], "penalties must be positive numbers, not 0"),
         (["--few-shot", "5,101%"], "few_shot: '101%' is neither a share like"),
         (["--task", "physics", "--set", "clip.num_frames=4"], r"set watching\.num_frames"),
     ],
@@ -151,3 +156,14 @@ def test_a_wrong_key_of_the_file_is_named_with_it(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(wrong))
     with pytest.raises(ConfigError, match=r"wrong\.yaml.*'probes\.0\.learning_rate', did you mean 'learning_rates'"):
         read("m", "--config", str(path))
+
+
+@pytest.mark.parametrize("probes", ["linear", ["linear"], {"kind": "linear"}])
+def test_probes_that_are_no_list_of_mappings(probes: Any, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump({"probes": probes, "train": "a.csv"}))
+    with pytest.raises(ConfigError, match="'probes' must be a list of mappings with keys, not"):
+        read("m", "--config", str(path), "--probe", "linear")
+    path.write_text(yaml.safe_dump({"train": "a.csv"}))
+    with pytest.raises(ConfigError, match=r"'train' must be a mapping with keys, not 'a\.csv'"):
+        read("m", "--config", str(path), "--train", "b.csv")
