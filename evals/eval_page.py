@@ -119,13 +119,15 @@ def _mistakes(outcome: Outcome, test: Labelled, clip: ClipConfig) -> str:
 
 
 def _thumbnail(test: Labelled, item: int, clip: ClipConfig) -> str:
-    """First, middle and last frame of what the encoder saw, side by side; '' where the file is gone."""
+    """First, middle and last frame of what the encoder saw, side by side, or one where they are the same (a picture);
+    '' where the file is gone."""
     try:
         frames = test.source.load_clip(item, clip).frames
     except (VideoError, ShortVideoError):
         return ""
-    shown = frames[[0, len(frames) // 2, -1]] if len(frames) > 1 else frames
-    small = drawing.enlarge(resize_frames(shown, *scaled_size(shown.shape[1], shown.shape[2], THUMBNAIL)), THUMBNAIL)
+    still = bool((frames == frames[:1]).all())
+    shown, side = (frames[:1], 2 * THUMBNAIL) if still else (frames[[0, len(frames) // 2, -1]], THUMBNAIL)
+    small = drawing.enlarge(resize_frames(shown, *scaled_size(shown.shape[1], shown.shape[2], side)), side)
     return drawing.jpeg(drawing.side_by_side([frame[None] for frame in small], gap=4)[0])
 
 

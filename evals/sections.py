@@ -57,8 +57,9 @@ def headline(results: Mapping[str, Any]) -> str:
             if name != "trained"
         ]
         chance = f"{100 * by_name['trained']['chance']:.1f} % by chance"
+        probe = rows[0]["probe"]
         sentences.append(
-            f"A {rows[0]['probe']} probe reads {label} from the frozen trained encoder with "
+            f"{'An' if probe[0] in 'aeiou' else 'A'} {probe} probe reads {label} from the frozen trained encoder with "
             f"{100 * by_name['trained']['accuracy']:.1f} % accuracy ({', '.join([*others, chance])})."
         )
     of_ours = results["checkpoint"] is not None  # other models may have been trained with labels

@@ -6,6 +6,7 @@ Beside the encoders stand the baselines asked for, and "still": the first frame'
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from jepa.config import ConfigError
 from jepa.distributed import Run
 from jepa.models.base import ClipEncoder
 
+log = logging.getLogger("jepa")
 STILL = "still"
 Trackers = Mapping[str, EncoderMaps | PixelMaps | None]
 
@@ -121,6 +123,7 @@ def track_sequence(
     names = [int(number) for number in np.unique(truth[0]) if number not in (0, VOID)]
     if not names:
         raise ConfigError(f"{sequence.masks[0]} marks no object: there is nothing to track")
+    log.info("tracking %s: %d frames of %d x %d, objects: %d", sequence.name, len(frames), *size, len(names))
     first = by_place(truth[0], names)
     scores, masks = {}, {}
     for name, tracker in trackers.items():

@@ -1,5 +1,7 @@
 """What an eval keeps and shows: every clip's prediction, clips that cannot be decoded, heads on test, the page."""
 
+import base64
+import io
 import itertools
 import json
 import re
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evals import eval_page, metrics
+from evals import eval_page, metrics, sections
 from evals.main import evaluate
 from evals.outcome import Outcome, judge
 from evals.probes import HeadScore, ProbeConfig, ProbeResult
@@ -214,6 +216,18 @@ def test_the_page_is_self_contained_and_says_it_all(results: tuple[dict[str, Any
     ):  # fmt: skip
         assert words in text
     assert text.count("data:image/jpeg") == len(re.findall(r"said \w+ \(\d+ %\), is", text)) >= 3
+
+
+def test_a_picture_is_shown_once_not_as_three_equal_frames(results: tuple[dict[str, Any], Path]) -> None:
+    found = re.findall(r"data:image/jpeg;base64,([^\"]+)", (results[1] / "report.html").read_text())
+    sizes = {Image.open(io.BytesIO(base64.b64decode(one))).size for one in found}
+    assert all(width == height for width, height in sizes)
+
+
+def test_the_headline_is_english(results: tuple[dict[str, Any], Path]) -> None:
+    for probe, words in (("attentive", "An attentive"), ("knn", "A knn")):
+        rows = [{**row, "probe": probe} for row in results[0]["rows"] if row["probe"] == results[0]["rows"][0]["probe"]]
+        assert sections.headline({**results[0], "rows": rows}).startswith(f"{words} probe reads ")
 
 
 def test_a_file_that_went_away_leaves_a_placeholder(config: EvalConfig, tmp_path: Path) -> None:

@@ -218,12 +218,14 @@ def test_pixels_are_the_patches_pictures() -> None:
     assert torch.allclose(found.maps[1, 1, 2], expected.flatten(), atol=1e-5)
 
 
-def test_the_task_tracks_a_made_up_davis(davis: Path, tmp_path: Path) -> None:
+def test_the_task_tracks_a_made_up_davis(davis: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = EvalConfig(
         run=str(davis / "run"), task="tracking", test=SourceConfig(path=str(davis)), device="cpu",
         tracking=TrackingConfig(side=32),
     )  # fmt: skip
-    results = evaluate(config, tmp_path / "a")
+    with caplog.at_level("INFO", "jepa"):
+        results = evaluate(config, tmp_path / "a")
+    assert [line.split(":")[0] for line in caplog.messages] == ["tracking one", "tracking two"]
     assert evaluate(config, tmp_path / "b")["rows"] == results["rows"]
     assert json.loads((tmp_path / "a" / "results.json").read_text())["rows"] == results["rows"]
     rows = {row["encoder"]: row for row in results["rows"]}
