@@ -86,6 +86,8 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     if config.task not in TASKS:
         raise ConfigError(f"unknown task {config.task!r}{suggest(config.task, TASKS)}")
     config = config if out is None else replace(config, out=str(out))
+    folder = results_folder(config)
+    _check_writable(folder)
     began = time.perf_counter()
     result = TASKS[config.task](config)
     results: dict[str, Any] = {
@@ -103,7 +105,6 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     files = dict(result.files)
     if result.report is not None:
         files["report.html"] = result.report(results).encode()
-    folder = results_folder(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -111,8 +112,22 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
         for name, content in files.items():
             (folder / name).write_bytes(content)
     except OSError as error:
+        print(results["table"])  # of what may have taken hours
         raise ConfigError(f"results cannot be written to {folder}: {error.strerror or error}; choose --out") from None
     return results
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise ``ConfigError`` where ``folder`` cannot be made or written to, without making it."""
+    from jepa.config import ConfigError
+
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        raise ConfigError(f"results cannot be written to {folder}: {place} is no folder; choose --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"results cannot be written to {folder}: no right to write to {place}; choose --out")
 
 
 def _writes() -> bool:
