@@ -21,8 +21,11 @@ def standard_error(rate: float, count: int) -> float:
 
 
 def chance(train_labels: Tensor, test_labels: Tensor) -> float:
-    """What always answering the commonest training class scores on the test clips."""
-    return (test_labels == torch.bincount(train_labels).argmax()).double().mean().item()
+    """What always answering the commonest training class scores on the test clips: the mean over those that are equally
+    common, as with so many clips of each class."""
+    counts = torch.bincount(train_labels)
+    commonest = (counts == counts.max()).nonzero().flatten()
+    return torch.isin(test_labels, commonest).double().mean().item() / len(commonest)
 
 
 def resampled_means(values: Tensor, samples: int = 2000, seed: int = 0) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ def test_accuracy_error_and_chance() -> None:
     assert metrics.accuracy(PREDICTIONS, LABELS) == pytest.approx(4 / 6)
     assert metrics.standard_error(0.5, 100) == pytest.approx(0.05)
     assert metrics.chance(torch.tensor([1, 1, 0]), LABELS) == pytest.approx(2 / 6)  # the commonest TRAINING class
+    assert metrics.chance(torch.tensor([2, 2, 1, 1]), torch.tensor([0, 1, 1, 2])) == pytest.approx((2 / 4 + 1 / 4) / 2)
 
 
 def test_confusion_has_true_classes_in_rows() -> None:
