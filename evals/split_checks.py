@@ -25,20 +25,35 @@ def check_splits(train: Labelled, test: Labelled, allow: Sequence[Allowance] = (
     Raises ``ConfigError`` for a training label with a single class; where a file (a span of it, a row of an array) is
     on both sides, unless "leak" is allowed; for test classes that no training clip has, unless "unseen_classes" is.
     """
-    for label, ids in train.labels.items():
-        classes = ids[ids >= 0].unique().tolist()
-        if len(classes) < 2:
-            name = train.class_names[label][classes[0]]
-            raise ConfigError(
-                f"{train.source.config.path}: all training clips have the {label} {name!r}; a probe needs at least two "
-                "classes"
-            )
+    _check_classes(train, test, allow)
     both = leaks([train.source], [test.source])
     if both and "leak" not in allow:
         raise ConfigError(
             f"{len(both)} of the {len(test.source)} test clips are among the training clips too, for example "
             f"{both[0]}: the scores would say nothing. Use other splits, or allow it (--allow leak)"
         )
+    return train._replace(class_names={label: test.class_names[label] for label in train.class_names})
+
+
+def check_decoded(
+    train: Labelled, test: Labelled, decoded: Iterable[torch.Tensor], allow: Sequence[Allowance] = ()
+) -> None:
+    """What ``check_splits`` says of classes, of the training clips that could be decoded: the items ``[K]`` that each
+    representation has features of."""
+    for items in decoded:
+        known = {label: torch.full_like(ids, -1).index_put((items,), ids[items]) for label, ids in train.labels.items()}
+        _check_classes(train._replace(labels=known), test, allow, " that can be decoded")
+
+
+def _check_classes(train: Labelled, test: Labelled, allow: Sequence[Allowance], which: str = "") -> None:
+    for label, ids in train.labels.items():
+        classes = ids[ids >= 0].unique().tolist()
+        if len(classes) < 2:
+            what = repr(train.class_names[label][classes[0]]) if classes else "no value"
+            raise ConfigError(
+                f"{train.source.config.path}: all training clips{which} have the {label} {what}; a probe needs at "
+                "least two classes"
+            )
     for label, ids in test.labels.items():
         unseen = set(ids[ids >= 0].unique().tolist()) - set(train.labels[label].unique().tolist())
         if unseen and "unseen_classes" not in allow:
@@ -46,11 +61,10 @@ def check_splits(train: Labelled, test: Labelled, allow: Sequence[Allowance] = (
             more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
             count = int(torch.isin(ids, torch.tensor(sorted(unseen))).sum())
             raise ConfigError(
-                f"{count} test clips are of {len(names)} {label} classes that no training clip has: "
+                f"{count} test clips are of {len(names)} {label} classes that no training clip{which} has: "
                 f"{', '.join(map(repr, names[:_NAMED]))}{more}. Nobody can know them: leave them out, or count them as "
                 "errors (--allow unseen_classes)"
             )
-    return train._replace(class_names={label: test.class_names[label] for label in train.class_names})
 
 
 def check_shots(train: Labelled, few_shot: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from evals.outcome import PREDICTIONS, Outcome, notes, pack, undecodable, versio
 from evals.probing import Side, probe_one
 from evals.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
 from evals.settings import BASELINES, EvalConfig, TaskResult
-from evals.split_checks import check_shots, check_splits
+from evals.split_checks import check_decoded, check_shots, check_splits
 from evals.subjects import Subject, facts, home, open_subjects
 from jepa.config import ConfigError, to_dict
 from jepa.distributed import Run
@@ -50,6 +50,8 @@ def classify_videos(
         check_grids(config, representations)
         splits = feature_splits(config, {n: side.source for n, side in sides.items()}, home(config) / "features")
         features = compute_splits(representations, splits, run)
+        if train is not None:
+            check_decoded(train, test, [found.items for found in features["train"].values()], config.allow)
         seconds = {"features": time.perf_counter() - began}
         began = time.perf_counter()
         if config.cache:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from evals.labelled import Labelled, open_labelled
-from evals.split_checks import check_shots, check_splits, leaks
+from evals.split_checks import check_decoded, check_shots, check_splits, leaks
 from jepa.config import ConfigError
 from jepa.data.sources import Source, SourceConfig
 from jepa.types import ClipConfig
@@ -100,6 +100,18 @@ def test_classes_with_fewer_clips_than_asked_for_are_named_before_anything_is_en
     check_shots(side, ("1", "10%"))
     with pytest.raises(ValueError, match="few_shot: 2 clips per class, but class 'y' has 1"):
         check_shots(side, ("1", "2"))
+
+
+def test_classes_of_clips_that_cannot_be_decoded_are_no_classes(tmp_path: Path) -> None:
+    train, test = sides(
+        table(tmp_path, "train", ["a.png,x", "b.png,y", "c.png,z"]), table(tmp_path, "test", ["d.png,x", "e.png,y"])
+    )
+    check_decoded(train, test, [torch.tensor([0, 1])])  # nobody asks for z
+    with pytest.raises(ConfigError, match=r"1 test clips .* that no training clip that can be decoded has: 'y'"):
+        check_decoded(train, test, [torch.tensor([0, 1, 2]), torch.tensor([0, 2])])
+    check_decoded(train, test, [torch.tensor([0, 2])], ("unseen_classes",))
+    with pytest.raises(ConfigError, match=r"train\.csv: all training clips that can be decoded have the label 'z'"):
+        check_decoded(train, test, [torch.tensor([2])], ("unseen_classes",))
 
 
 def test_a_single_class_is_named(tmp_path: Path) -> None:
