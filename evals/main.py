@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``python -m evals.main``: the same as ``jepa eval``."""
     parser = argparse.ArgumentParser(prog="jepa eval", description=__doc__)
     add_arguments(parser)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("jepa").setLevel(logging.INFO if _writes() else logging.ERROR)
     try:
         run(parser.parse_intermixed_args(argv))
     except ValueError as error:

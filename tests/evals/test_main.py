@@ -1,11 +1,12 @@
 """Where an eval's results go: a folder that cannot hold them is refused first, and nothing is lost when it fills up."""
 
+import logging
 from pathlib import Path
 
 import pytest
 
 from evals import tasks
-from evals.main import evaluate
+from evals.main import evaluate, main
 from evals.settings import EvalConfig, TaskResult
 from jepa.config import ConfigError
 
@@ -42,3 +43,13 @@ def test_the_table_is_shown_when_the_results_cannot_be_written(
     with pytest.raises(ConfigError, match=r"results cannot be written to .*out: .*choose --out"):
         evaluate(EvalConfig(run="m"), tmp_path / "out")
     assert "| the table |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rank", "level"), [("0", logging.INFO), ("1", logging.ERROR)])
+def test_under_torchrun_the_first_process_says_how_far_it_is(
+    asked: list[EvalConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str, level: int
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(logging.getLogger("jepa"), "level", logging.WARNING)  # what it was is put back
+    assert main(["m", "--out", str(tmp_path / "out")]) == 0
+    assert logging.getLogger("jepa").level == level
