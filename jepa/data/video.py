@@ -252,7 +252,8 @@ def _check_file(path: str) -> None:
 
 
 def one_line(error: Any) -> str:
-    """The readable part of a library's exception: decord adds a stack trace, FFmpeg an errno."""
+    """The readable part of a library's exception: decord adds the time and a stack trace, FFmpeg an errno."""
     text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = re.sub(r"^\[\d+:\d+:\d+\] \S+:\d+: ", "", text)  # decord's clock: the same file, the same words
     text = re.sub(r"^\[Errno -?\d+\] ", "", text.rpartition("Check failed: ")[2])
     return re.sub(r": '[^']*'$", "", text).strip()[:200]

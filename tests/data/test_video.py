@@ -13,7 +13,7 @@ import pytest
 
 from jepa.data import video
 from jepa.data.encoding import write_video
-from jepa.data.video import VideoError, available_backends, open_video, resize_frames, scaled_size
+from jepa.data.video import VideoError, available_backends, one_line, open_video, resize_frames, scaled_size
 
 BACKENDS = available_backends()
 REAL = Path(__file__).parents[3] / "shared" / "data" / "decode"
@@ -201,3 +201,11 @@ def test_auto_reads_what_decord_cannot_open():
         last = reader.read([10, reader.num_frames - 1])[1]
     with open_video(REAL / "mmaction2" / "test.avi", "pyav") as reader:
         assert np.array_equal(last, reader.read(range(reader.num_frames))[-1])
+
+
+def test_one_line_of_an_error_says_the_same_at_any_time() -> None:
+    for clock in ("[23:21:11]", "[07:00:59]"):
+        text = f"{clock} /src/video/video_reader.cc:486: Error: av_read_frame failed with 1094995529\n\nStack trace: ..."
+        assert one_line(text) == "Error: av_read_frame failed with 1094995529"
+    checked = "[01:02:03] /src/a.cc:1: Check failed: st_vid_idx >= 0 (-1 vs. 0) ERROR cannot find video stream"
+    assert one_line(checked) == "st_vid_idx >= 0 (-1 vs. 0) ERROR cannot find video stream"
