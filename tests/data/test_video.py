@@ -205,7 +205,7 @@ def test_auto_reads_what_decord_cannot_open():
 
 def test_one_line_of_an_error_says_the_same_at_any_time() -> None:
     for clock in ("[23:21:11]", "[07:00:59]"):
-        text = f"{clock} /src/video/video_reader.cc:486: Error: av_read_frame failed with 1094995529\n\nStack trace: ..."
+        text = f"{clock} /src/video_reader.cc:486: Error: av_read_frame failed with 1094995529\n\nStack trace: ..."
         assert one_line(text) == "Error: av_read_frame failed with 1094995529"
     checked = "[01:02:03] /src/a.cc:1: Check failed: st_vid_idx >= 0 (-1 vs. 0) ERROR cannot find video stream"
     assert one_line(checked) == "st_vid_idx >= 0 (-1 vs. 0) ERROR cannot find video stream"
