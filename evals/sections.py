@@ -96,22 +96,36 @@ def probe_section(results: Mapping[str, Any]) -> str:
         page.bars(f"{label}, {probe} probe", [(r["encoder"], r["accuracy"], r["error"]) for r in own], own[0]["chance"])
         for (probe, label), own in groups.items()
     ]
-    explained = page.text(
-        "Accuracy on test clips in per cent, ± one standard error of so many test clips (not the spread over "
-        "seeds: this is one run), and the 95 % bootstrap interval over test clips. The encoder is frozen; only the "
-        "probe sees labels. `random` is the same "
-        "architecture with fresh weights, `pixels` has no encoder at all; what a probe finds there was not "
-        "learned. Every probe standardises features with training statistics, its head is chosen on "
-        f"{100 * results['config']['probes'][0]['holdout']:.0f} % of the training clips held out, fitted again on "
-        "all of them, and scored on the test clips once. The tick marks chance: always the commonest class."
-    )
     return page.section(
         "Probes",
-        explained,
+        page.text(_explained(results)),
         page.card(f'<div class="bars">{"".join(bars)}</div>'),
         page.card(table(tables.main_table(rows))),
         page.card(table(tables.measure_table(rows))),
     )
+
+
+def _explained(results: Mapping[str, Any]) -> str:
+    """What the numbers of the probes are."""
+    probes, encoders = results["config"]["probes"], {row["encoder"] for row in results["rows"]}
+    words = [
+        "Accuracy on test clips in per cent, ± one standard error of so many test clips (not the spread over seeds: "
+        "this is one run), and the 95 % bootstrap interval over test clips. The encoder is frozen; only the probe sees "
+        "labels."
+    ]
+    beside = {"random": "the same architecture with fresh weights", "pixels": "no encoder at all"}
+    if shown := [f"`{name}` is {what}" for name, what in beside.items() if name in encoders]:
+        words.append(f"{', '.join(shown)}; what a probe finds there was not learned.")
+    if all(probe["kind"] == "published" for probe in probes):
+        words.append("The probe is a published one as it is: nothing was fitted here.")
+    else:
+        words.append(
+            "Every probe standardises features with training statistics, its head is chosen on "
+            f"{100 * probes[0]['holdout']:.0f} % of the training clips held out, fitted again on all of them, and "
+            "scored on the test clips once."
+        )
+    words.append("The tick marks chance: always the commonest class.")
+    return " ".join(words)
 
 
 def table(found: tables.Table) -> str:

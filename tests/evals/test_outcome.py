@@ -230,6 +230,15 @@ def test_the_headline_is_english(results: tuple[dict[str, Any], Path]) -> None:
         assert sections.headline({**results[0], "rows": rows}).startswith(f"{words} probe reads ")
 
 
+def test_the_page_of_a_published_probe_says_that_nothing_was_fitted(results: tuple[dict[str, Any], Path]) -> None:
+    assert "head is chosen on 20 % of the training clips" in sections.probe_section(results[0])
+    rows = [row for row in results[0]["rows"] if row["encoder"] == "trained"]
+    text = sections.probe_section({**results[0], "rows": rows, "config": {"probes": [{"kind": "published"}]}})
+    assert "nothing was fitted here" in text
+    assert "head is chosen" not in text
+    assert "fresh weights" not in text  # no such column
+
+
 def test_a_file_that_went_away_leaves_a_placeholder(config: EvalConfig, tmp_path: Path) -> None:
     test = write_pictures(tmp_path / "gone", 12, 2, wrong=2)
     asked = EvalConfig(run=config.run, train=config.train, test=SourceConfig(path=str(test)), device="cpu",
