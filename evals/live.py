@@ -91,7 +91,7 @@ class LiveRows(Rows):
             yield from super().pieces(groups)
             return
         groups = list(groups)
-        listed = [(self._own(rows), []) for rows in groups]
+        listed: list[tuple[list[int], list[int]]] = [(self._own(rows), []) for rows in groups]
         read = functools.partial(_read_plain, self.source, self.of.clip, self.views.segments)
         for found in self._counted(groups, self._decoded(listed, read)):
             yield self._whole(found, self.views, self.views.transforms(self.of.clip))
