@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
             names = ", ".join([failure.path for failure in result.failed[:5]] + ["..."] * (len(result.failed) > 5))
             raise VideoError(f"{len(result.failed)} files cannot be decoded and were left out: {names}")
         return
-    from evals.sklearn_bridge import digit_images
+    from evals.probes.sklearn_bridge import digit_images
     from jepa.data.synthetic.dataset import Glyphs, WorldConfig, write_world
 
     if args.action == "physics":

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 
 def render_world(folder: Path, args: argparse.Namespace) -> Path:
     """The built-in videos, rendered unless they are there already."""
-    from evals.sklearn_bridge import digit_images
+    from evals.probes.sklearn_bridge import digit_images
     from jepa.data.synthetic.dataset import Glyphs, WorldConfig, write_world
 
     return write_world(folder, Glyphs(*digit_images()), WorldConfig(train=args.train_clips, test=args.test_clips))
@@ -174,7 +174,7 @@ def first_seconds(path: Path, steps: int, seconds: dict[str, float]) -> dict[str
 
 def draw(results: dict[str, Any], out: Path, seconds: dict[str, float], short: bool) -> Path:
     """The report: one self-contained HTML file."""
-    from evals.report import ReportConfig, write_report
+    from evals.pages.report import ReportConfig, write_report
 
     command = "jepa demo --short" if short else "make demo"
     return write_report(

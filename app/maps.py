@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.thumbnails import file_of
-from evals.drawing import Frames
+from evals.pages.drawing import Frames
 from jepa.data.image import IMAGE_SUFFIXES
 from jepa.data.loader import eval_options
 from jepa.data.sampling import frame_spacing

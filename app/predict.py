@@ -184,7 +184,7 @@ def as_html(curves: list[SurpriseCurve], failed: list[str], quantile: float | No
 
     from app.surprise_picture import picture
     from app.view_page import Names, document
-    from evals import page
+    from evals.pages import page
 
     names = Names([curve.source for curve in curves])
     head = ("video", "highest at", "surprise", "times the median", "mean", "skill")

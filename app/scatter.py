@@ -101,7 +101,7 @@ def projections(unit: NDArray[np.float32], tsne: bool) -> tuple[dict[str, NDArra
     share = float(plane.square().sum() / total) if total > 0 else 1.0
     places = {"PCA": _fill(plane.numpy())}
     if tsne:
-        from evals.sklearn_bridge import tsne as arrange
+        from evals.probes.sklearn_bridge import tsne as arrange
 
         if len(unit) < 4:
             raise ValueError(f"--tsne needs at least 4 clips, not {len(unit)}")

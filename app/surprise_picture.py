@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.thumbnails import Clip, middle_frame
-from evals.drawing import COLOURS, INK, Frames, enlarge
+from evals.pages.drawing import COLOURS, INK, Frames, enlarge
 from jepa.surprise_curve import Event, SurpriseCurve
 
 STILLS = 12

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evals import drawing
+from evals.pages import drawing
 from jepa.config import ConfigError
 from jepa.data.sources import ReadOptions, Source, SourceConfig, open_source
 from jepa.data.video import VideoError, resize_frames, scaled_size

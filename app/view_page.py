@@ -14,7 +14,7 @@ import numpy as np
 from app.maps import VideoMap
 from app.thumbnails import Clip, Thumbnails
 from app.view_script import PLAYERS, SCATTER, STYLE
-from evals import drawing, page
+from evals.pages import drawing, page
 from jepa.files import atomic_write
 
 PALETTE = (*drawing.COLOURS[:-1], "#1fa3b5", "#b59a1a", "#8a6d5b")

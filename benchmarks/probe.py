@@ -30,8 +30,8 @@ import jepa
 from benchmarks import common
 from evals.main import evaluate
 from evals.probes import ProbeConfig, schedule
+from evals.probes.sklearn_bridge import digit_images
 from evals.settings import EvalConfig
-from evals.sklearn_bridge import digit_images
 from jepa.data.batches import collate
 from jepa.data.settings import eval_options
 from jepa.data.sources import Source, SourceConfig, open_source

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from evals import compare_page, compare_tasks, metrics
+from evals import compare_tasks, metrics
 from evals.matching import Judged, matched, read_judged
 from evals.outcome import PREDICTIONS
+from evals.pages import compare_page
+from evals.pages.tables import score_words, spread_words
 from evals.settings import variant_words
-from evals.tables import score_words, spread_words
 from jepa.config import ConfigError, suggest
 
 WORDS = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from evals.tables import share
+from evals.pages.tables import share
 from jepa.config import ConfigError
 
 WORDS = "Scores with their 95 % intervals or standard errors. No test: this task keeps no answers clip by clip."

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals import heads, preprocess
 from evals.dense_data import Pool
-from evals.probes import ProbeConfig
+from evals.probes import ProbeConfig, heads, preprocess
 from evals.task_configs import DenseConfig
 
 

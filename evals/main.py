@@ -80,8 +80,8 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     Returns what the file holds: ``rows`` (dicts of ``evals.settings.Row``), ``table`` (Markdown), ``seconds`` per
     stage, the ``config``, and ``facts`` about encoder, clips and data. Several probes at once share the features.
     """
+    from evals.pages.tables import table
     from evals.subjects import results_folder
-    from evals.tables import table
     from evals.tasks import TASKS
     from jepa.checkpoint import code_version
     from jepa.config import ConfigError, suggest, to_dict

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from evals import metrics
 from evals.online_clips import Clips, Side, open_sides
-from evals.preprocess import pool_cells
 from evals.probes import ProbeConfig, fit_probe
+from evals.probes.preprocess import pool_cells
 from jepa.checkpoint import random_state, set_random_state
 from jepa.config import ConfigError
 from jepa.data.transforms import ClipTransform

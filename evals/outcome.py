@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals import metrics, tables
-from evals.harness import FeatureSet
+from evals import metrics
+from evals.features.harness import FeatureSet
 from evals.labelled import Labelled
+from evals.pages import tables
 from evals.probes import ProbeResult
 from evals.settings import Row
 from jepa.data.sources import Source

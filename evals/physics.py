@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evals.representations import random_twin
+from evals.features.representations import random_twin
 from evals.shares import share_out
 from evals.watching import Watching, watched_clip
 from jepa.config import ConfigError, to_dict

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
-from evals.shots import Shots
+from evals.probes.shots import Shots
 from evals.task_configs import AnticipationConfig, ClipChanges, DenseConfig, RetrievalConfig, TrackingConfig
 from evals.watching import Watching
 from jepa.data.sources import SourceConfig

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from evals.labelled import Labelled
+from evals.probes.shots import Shots
 from evals.settings import Allowance
-from evals.shots import Shots
 from jepa.config import ConfigError
 from jepa.data.sources import Source
 

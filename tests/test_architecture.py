@@ -28,7 +28,7 @@ HOMES = {
     "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
     "timm": "jepa/models/timm_encoder.py", "transformers": "jepa/export/", "onnx": "jepa/export/",
     "huggingface_hub": "jepa/pretrained/download.py", "pyarrow": "jepa/features/", "faiss": "jepa/search.py",
-    "sklearn": "evals/sklearn_bridge.py", "tensorboard": "jepa/logging.py",
+    "sklearn": "evals/probes/sklearn_bridge.py", "tensorboard": "jepa/logging.py",
     "torch.utils.tensorboard": "jepa/logging.py",
 }  # fmt: skip
 FILES = sorted(path for top in ("jepa", "evals", "app") for path in (ROOT / top).rglob("*.py"))

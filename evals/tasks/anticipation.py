@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from evals.anticipating import AnticipatingEncoder, tubelets_ahead
 from evals.labelled import Labelled
+from evals.pages.tables import Table, error_words, share
 from evals.settings import EvalConfig, Row, TaskResult
 from evals.subjects import Subject, open_subjects
-from evals.tables import Table, error_words, share
 from evals.task_configs import AnticipationConfig
 from evals.tasks.video import classify_videos
 from jepa.config import ConfigError

@@ -18,16 +18,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from evals import dense_page
 from evals.dense_data import DenseSet, Pool, draw_pools, open_dense, read_label
-from evals.dense_look import Look, depth_edges, look, picture_of
 from evals.dense_probe import DenseHeads, fit_heads
 from evals.dense_rows import DenseRow, constant_row, judge, lost_sums, read_checked, row_of, score_of, table
-from evals.harness import FeatureOptions, FeatureSet, Split, compute_splits
+from evals.features.harness import FeatureOptions, FeatureSet, Split, compute_splits
+from evals.features.representations import (
+    EncoderRepresentation,
+    Pixels,
+    Representation,
+    build_representations,
+    encoder_hash,
+)
 from evals.outcome import versions
-from evals.preprocess import split_rows
+from evals.pages import dense_page
+from evals.pages.dense_look import Look, depth_edges, look, picture_of
 from evals.probes import ProbeConfig
-from evals.representations import EncoderRepresentation, Pixels, Representation, build_representations, encoder_hash
+from evals.probes.preprocess import split_rows
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import Subject, facts, home, open_subjects
 from evals.task_configs import DenseConfig

@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evals import physics_page
 from evals.datasets.physics import open_physics
+from evals.features.representations import encoder_hash
 from evals.outcome import versions
+from evals.pages import physics_page
+from evals.pages.physics_picture import draw_pairs
 from evals.pairwise import auroc, binomial_interval, bootstrap_interval, pairs_right
 from evals.physics import LatentWatcher, Pair, PixelWatcher, Watched, Watcher, read_pairs, untrained, watch
-from evals.physics_picture import draw_pairs
-from evals.representations import encoder_hash
+from evals.probes.sklearn_bridge import digit_images
 from evals.settings import EvalConfig, TaskResult
-from evals.sklearn_bridge import digit_images
 from evals.subjects import TRAINED, facts, open_subjects, results_folder
 from evals.watching import watched_clip
 from jepa.config import ConfigError

@@ -15,18 +15,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evals import retrieval_page
 from evals.degrade import degraded, shift_frames
-from evals.encoding import Views
-from evals.harness import FeatureOptions, FeatureSet, Split, compute_features, compute_splits
+from evals.features.encoding import Views
+from evals.features.harness import FeatureOptions, FeatureSet, Split, compute_features, compute_splits
+from evals.features.representations import Representation, build_representations, encoder_hash
 from evals.labelled import Labelled, choose_sources, open_labelled
 from evals.metrics import standard_error
-from evals.neighbours import COUNT
 from evals.outcome import versions
-from evals.preprocess import standardiser
+from evals.pages import retrieval_page
+from evals.pages.neighbours import COUNT
+from evals.pages.retrieval_page import Ranking
+from evals.probes.preprocess import standardiser
 from evals.ranking import average_precision, cosines, recall_at
-from evals.representations import Representation, build_representations, encoder_hash
-from evals.retrieval_page import Ranking
 from evals.settings import EvalConfig, TaskResult
 from evals.split_checks import leaks
 from evals.subjects import facts, home, open_subjects

@@ -16,19 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evals import drawing, tracking_page
 from evals.davis import VOID, Tracked, read_davis
+from evals.features.representations import encoder_hash, random_twin
 from evals.mask_metrics import contour_accuracy, region_similarity
 from evals.number_maps import read_numbers
 from evals.outcome import versions
+from evals.pages import drawing, tracking_page
+from evals.pages.tracking_page import Example
 from evals.pairwise import bootstrap_interval
 from evals.propagate import EncoderMaps, PatchMaps, PixelMaps, propagate, to_patches, to_pixels
-from evals.representations import encoder_hash, random_twin
 from evals.settings import EvalConfig, TaskResult
 from evals.shares import share_out
 from evals.subjects import facts, open_subjects
 from evals.task_configs import TrackingConfig
-from evals.tracking_page import Example
 from jepa.config import ConfigError
 from jepa.distributed import Run
 from jepa.models.base import ClipEncoder

@@ -6,13 +6,13 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from evals import eval_page
-from evals.harness import FeatureSet, compute_splits, feature_splits
+from evals.features.harness import FeatureSet, compute_splits, feature_splits
+from evals.features.live import live_features
+from evals.features.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
 from evals.labelled import Labelled, choose_sources, open_labelled
-from evals.live import live_features
 from evals.outcome import PREDICTIONS, Outcome, notes, pack, undecodable, versions
-from evals.probing import Side, probe_one
-from evals.representations import EncoderRepresentation, Representation, build_representations, encoder_hash
+from evals.pages import eval_page
+from evals.probes.probing import Side, probe_one
 from evals.settings import BASELINES, EvalConfig, TaskResult
 from evals.split_checks import check_decoded, check_shots, check_splits
 from evals.subjects import Subject, facts, home, open_subjects

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from support import write_clips
 
-from evals import harness, subjects
+from evals import subjects
+from evals.features import harness
 from evals.main import evaluate, main
+from evals.pages.report import ReportConfig, write_report
 from evals.probes import ProbeConfig
-from evals.report import ReportConfig, write_report
 from evals.settings import EvalConfig
 from jepa.checkpoint import save_checkpoint
 from jepa.config import ConfigError, to_dict

@@ -24,8 +24,8 @@ import torch
 sys.path.insert(0, "tests")
 from support import SMALL_CLIP, small_encoder
 
-from evals.harness import FeatureOptions, compute_features
-from evals.representations import EncoderRepresentation
+from evals.features.harness import FeatureOptions, compute_features
+from evals.features.representations import EncoderRepresentation
 from jepa.data.loader import eval_options
 from jepa.data.sources import SourceConfig, open_source
 from jepa.distributed import Run

@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from evals import eval_page, metrics, sections
+from evals import metrics
 from evals.main import evaluate
 from evals.outcome import Outcome, judge
+from evals.pages import eval_page, sections
 from evals.probes import HeadScore, ProbeConfig, ProbeResult
 from evals.settings import EvalConfig
 from evals.tasks.video import classify_videos

@@ -20,11 +20,11 @@ from torch import Tensor
 import jepa
 from app.cli import main
 from evals.main import evaluate
+from evals.pages.physics_section import physics_section
 from evals.pairwise import auroc, binomial_interval, bootstrap_interval, pairs_right
 from evals.physics import LatentWatcher, Pair, PixelWatcher, read_pairs, split_pairs, untrained, watch
-from evals.physics_section import physics_section
+from evals.probes.sklearn_bridge import digit_images
 from evals.settings import EvalConfig
-from evals.sklearn_bridge import digit_images
 from evals.tasks.physics import by_context, score, table, world_for
 from evals.watching import Watching, watched_clip
 from jepa.config import ConfigError, from_dict

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evals.representations import encoder_hash, random_twin
+from evals.features.representations import encoder_hash, random_twin
 from jepa.config import from_dict, to_dict
 from jepa.data.transforms import ClipTransform
 from jepa.load import load

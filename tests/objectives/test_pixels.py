@@ -14,7 +14,7 @@ from support import error_of, tiny_settings
 
 import jepa
 from app.cli import main
-from evals.sections import describe_objective
+from evals.pages.sections import describe_objective
 from jepa.checkpoint import load_checkpoint, load_encoder
 from jepa.config import ConfigError, from_dict, merge, to_dict
 from jepa.export.source import load_source

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evals.sklearn_bridge import digit_images, logistic
+from evals.probes.sklearn_bridge import digit_images, logistic
 from jepa.data.synthetic.dataset import DRAWING, Glyphs, WorldConfig, draw_clip, write_world
 from jepa.data.synthetic.draw import Appearance, draw_appearance, enlarge, render
 from jepa.data.synthetic.world import MOTIONS, Trajectory

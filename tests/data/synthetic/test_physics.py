@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.sklearn_bridge import digit_images
+from evals.probes.sklearn_bridge import digit_images
 from jepa.data.synthetic.dataset import Glyphs
 from jepa.data.synthetic.draw import GRAIN
 from jepa.data.synthetic.physics import (

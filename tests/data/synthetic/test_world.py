@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evals.sklearn_bridge import logistic
+from evals.probes.sklearn_bridge import logistic
 from jepa.data.synthetic.world import MOTIONS, Bounds, Forces, State, rollout, simulate, step
 
 WIDE = Bounds(np.array([-100.0, -100.0]), np.array([100.0, 100.0]))

@@ -14,9 +14,9 @@ from support import tiny_settings
 
 from evals.anticipating import AnticipatingEncoder, obstacle, tubelets_ahead
 from evals.datasets import DatasetConfig
+from evals.features.representations import random_twin
 from evals.main import evaluate, main
 from evals.probes import ProbeConfig
-from evals.representations import random_twin
 from evals.settings import EvalConfig, Row
 from evals.subjects import Subject
 from evals.task_configs import AnticipationConfig

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from ranks import by_two
 
-from evals import dense_metrics, heads
+from evals import dense_metrics
 from evals.dense_data import DenseSet, Pool, draw_pools, open_dense, read_label
-from evals.dense_look import by_range, depth_edges
 from evals.dense_probe import DenseHeads, fit_heads, sample, upsample
 from evals.dense_rows import judge, lost_sums
 from evals.main import evaluate, main
-from evals.probes import ProbeConfig
+from evals.pages.dense_look import by_range, depth_edges
+from evals.probes import ProbeConfig, heads
 from evals.settings import EvalConfig
 from evals.task_configs import DenseConfig
 from evals.tasks.dense import Sides, probe_one

@@ -12,10 +12,10 @@ from sklearn.metrics import average_precision_score
 from support import write_clips
 
 from evals.degrade import degrade, degraded, lengthened, shift_frames
-from evals.harness import FeatureSet
+from evals.features.harness import FeatureSet
+from evals.features.rows import Rows
 from evals.main import evaluate, main
 from evals.ranking import average_precision, cosines, recall_at
-from evals.rows import Rows
 from evals.settings import EvalConfig
 from evals.task_configs import RetrievalConfig
 from evals.tasks.retrieval import class_row, copy_row
