@@ -45,23 +45,31 @@ def frame_rate(clip: ClipConfig) -> float:
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """The outcome in one sentence per label, from the first probe of the results."""
+    """The outcome in one sentence per label, from the first probe of the results: accuracies, or for anticipation
+    mean-class recalls at 5 where classes are many enough for them; what the probes of anticipation saw."""
     plain = tables.plain(results["rows"])
     rows = [row for row in plain if row["probe"] == plain[0]["probe"]]
+    ahead = results.get("anticipation")
     sentences = []
     for label in dict.fromkeys(row["label"] for row in rows):
         by_name = {row["encoder"]: row for row in rows if row["label"] == label}
+        recall = ahead is not None and by_name["trained"]["recall_at_5"] is not None
+        key, words = ("recall_at_5", "mean-class recall at 5") if recall else ("accuracy", "accuracy")
         others = [
-            f"{100 * r['accuracy']:.1f} % {_FROM.get(name, f'from {name}')}"
-            for name, r in by_name.items()
+            f"{100 * row[key]:.1f} % {_FROM.get(name, f'from {name}')}"
+            for name, row in by_name.items()
             if name != "trained"
         ]
-        chance = f"{100 * by_name['trained']['chance']:.1f} % by chance"
+        chance = [] if recall else [f"{100 * by_name['trained']['chance']:.1f} % by chance"]
         probe = rows[0]["probe"]
+        beside = ", ".join([*others, *chance])
         sentences.append(
             f"{'An' if probe[0] in 'aeiou' else 'A'} {probe} probe reads {label} from the frozen trained encoder with "
-            f"{100 * by_name['trained']['accuracy']:.1f} % accuracy ({', '.join([*others, chance])})."
+            f"{100 * by_name['trained'][key]:.1f} % {words}{f' ({beside})' if beside else ''}."
         )
+    if ahead is not None:
+        sentences.append(f"Clips end {ahead['anticipation_s']:g} s before the action.")
+        sentences += [f"Probes of {name} see {words}." for name, words in ahead["seen"].items()]
     of_ours = results["checkpoint"] is not None  # other models may have been trained with labels
     return " ".join(sentences) + (" Pretraining saw no labels." if of_ours else "")
 

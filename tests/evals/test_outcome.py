@@ -231,6 +231,15 @@ def test_the_headline_is_english(results: tuple[dict[str, Any], Path]) -> None:
         assert sections.headline({**results[0], "rows": rows}).startswith(f"{words} probe reads ")
 
 
+def test_the_headline_of_anticipation_is_its_recall(results: tuple[dict[str, Any], Path]) -> None:
+    seen = {"trained": "the clip alone: it has no predictor"}
+    rows = [{**row, "recall_at_5": 0.375} for row in results[0]["rows"]]
+    text = sections.headline({**results[0], "rows": rows, "anticipation": {"anticipation_s": 1.5, "seen": seen}})
+    assert "from the frozen trained encoder with 37.5 % mean-class recall at 5" in text
+    assert "by chance" not in text
+    assert "Clips end 1.5 s before the action. Probes of trained see the clip alone: it has no predictor." in text
+
+
 def test_the_page_of_a_published_probe_says_that_nothing_was_fitted(results: tuple[dict[str, Any], Path]) -> None:
     assert "head is chosen on 20 % of the training clips" in sections.probe_section(results[0])
     rows = [row for row in results[0]["rows"] if row["encoder"] == "trained"]
