@@ -115,17 +115,12 @@ def check_room(jobs: Sequence[Job], processes: int) -> None:
     folder, limit = jobs[0].options.cache_dir, jobs[0].options.cache_gb
     for split in dict.fromkeys(job.split for job in jobs):
         own = [job for job in jobs if job.split == split]
-        shapes = []
-        for job in own:
-            clips, views, tokens, width, vector = job.layout
-            shape = f"({tokens} x {width} + {vector})" if job.options.tokens else f"{vector}"
-            shapes.append(f"{job.of.name} {clips} x {views} x {shape} x 4 bytes")
+        shapes = [f"{job.of.name} {readable(job.total_bytes)}" for job in own]
         total, missing = sum(job.total_bytes for job in own), sum(job.missing_bytes for job in own)
-        where = "in memory" if folder is None else f"in {folder} ({readable(free_disk(folder))} free)"
-        log.info(
-            "features of the %s clips: %s = %s %s, of which %s are there already (clips x views x (tokens x width + "
-            "vector))", split, ", ".join(shapes), readable(total), where, readable(total - missing),
-        )  # fmt: skip
+        room = "in memory" if folder is None else f"in {folder} ({readable(free_disk(folder))} free)"
+        there = "all of it there already" if not missing else f"{readable(missing)} to encode"
+        log.info("features of %d %s clips: %s %s, %s: %s", own[0].layout.items, split, readable(total), room, there,
+                 ", ".join(shapes))  # fmt: skip
     total, missing = sum(job.total_bytes for job in jobs), sum(job.missing_bytes for job in jobs)
     if folder is None:
         check_memory(total, processes)

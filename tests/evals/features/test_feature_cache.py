@@ -288,12 +288,11 @@ def test_sizes_are_said_and_checked_before_anything_is_encoded(
     with caplog.at_level(logging.INFO, "jepa"):
         compute_splits([counted, pixels], splits, RUN)
         compute_splits([counted, pixels], splits, RUN)
-    lines = [record.message for record in caplog.records if record.message.startswith("features of the")]
+    lines = [record.message for record in caplog.records if record.message.startswith("features of ")]
     assert len(lines) == 4  # both splits, twice
-    assert f"trained {ITEMS} x 1 x (8 x 24 + 24) x 4 bytes" in lines[0]
-    assert f"= {readable(own + other)} in {features}" in lines[0]
-    assert "of which 0 B are there already" in lines[0]
-    assert f"of which {readable(own + other)} are there already" in lines[2]
+    assert f"features of {ITEMS} train clips: {readable(own + other)} in {features}" in lines[0]
+    assert f"{readable(own + other)} to encode: trained {readable(own)}, pixels {readable(other)}" in lines[0]
+    assert "all of it there already" in lines[2]
     written = sum(path.stat().st_size for path in features.rglob("*.npy"))
     assert own + other <= written <= 1.02 * (own + other) + 128 * 20  # both splits are the same clips
 

@@ -180,7 +180,7 @@ def test_the_task_writes_both_tables_and_repeats(
     config = EvalConfig(run=str(folder / "run"), task="retrieval", device="cpu")
     with caplog.at_level("INFO", "jepa"):
         results = evaluate(config, tmp_path / "a")
-    assert {"features of the test (crop) clips", "features of the train (combined) clips"} < {
+    assert {"features of 12 test (crop) clips", "features of 12 train (combined) clips"} < {
         line.split(":")[0] for line in caplog.messages
     }
     assert json.loads((tmp_path / "a" / "results.json").read_text())["rows"] == results["rows"]
