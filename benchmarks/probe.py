@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 import jepa
 from benchmarks import common
 from evals.main import evaluate
-from evals.probes import ProbeConfig, schedule
+from evals.probes import ProbeConfig
+from evals.probes.heads import schedule
 from evals.probes.sklearn_bridge import digit_images
 from evals.settings import EvalConfig
 from jepa.data.batches import collate
