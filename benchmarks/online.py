@@ -9,11 +9,15 @@ ratio follows which share of the time a look every so many steps takes, and how 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
+from pathlib import Path
 
 import torch
-from common import CLOCKS, alternate, describe_machine
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs by path, too
+
+from benchmarks.common import CLOCKS, alternate, describe_machine
 from evals.online import OnlineProbes
 from jepa.config import apply_overrides, from_dict, load_yaml
 from jepa.distributed import Run
