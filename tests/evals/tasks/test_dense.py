@@ -32,7 +32,7 @@ from jepa.types import ClipConfig
 CLIP = ClipConfig(num_frames=2, fps=8.0, crop_size=32)
 CPU = torch.device("cpu")
 COLOURS = np.array([[30, 30, 90], [220, 40, 40], [40, 220, 40]], np.uint8)
-QUICK = ProbeConfig(steps=40, learning_rates=(0.003, 0.03), weight_decays=(0.01,))
+QUICK = ProbeConfig(steps=40, learning_rates=(1e38, 0.03), weight_decays=(0.01,))  # the first overflows
 
 
 def write_scene(root: Path, count: int, seed: int, sizes: tuple[tuple[int, int], ...] = ((32, 32), (40, 64))) -> Path:
@@ -168,7 +168,7 @@ def test_the_head_is_chosen_on_training_images_only(tmp_path: Path) -> None:
         torch.stack([torch.from_numpy(np.array(Image.open(path))).float() for path in part.images]) for part in sets
     ]
     pools = draw_pools(sets[0], DenseConfig(), 0)
-    probe = ProbeConfig(steps=60, learning_rates=(0.0, 0.03), weight_decays=(0.01,))
+    probe = ProbeConfig(steps=60, learning_rates=(1e38, 0.03), weight_decays=(0.01,))  # the first overflows
     sides, lost = Sides(*sets, sets[0].subset([]), sets[1].subset([])), torch.zeros(0, 3, 3)
     row = probe_one(probe, DenseConfig(), "colour", sides, (colours[0], colours[1]), pools, 3, CPU, lost).row
     assert (row.chosen["learning_rate"], row.score, row.held_out) == (0.03, 1.0, 1.0)
