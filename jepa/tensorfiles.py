@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 _LISTED = 20
+# what torch's reader raises, besides UnpicklingError, for bytes that it did not write
+_DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError,
+           struct.error)  # fmt: skip
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -41,7 +45,7 @@ def read_torch_file(path: str | Path, *, mmap: bool = False) -> Any:
                 f"{path} is refused: besides tensors it holds code or objects that would run when loaded"
             ) from error
         raise CheckpointError(f"{path} is damaged or not a checkpoint") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is damaged or not a checkpoint") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -85,3 +86,25 @@ def test_weights_that_are_no_numbers() -> None:
     tensors = {"weight": torch.tensor([[1.0, float("nan"), 0.0]]), "bias": torch.tensor([float("inf")])}
     with pytest.raises(CheckpointError, match=r"run.pt holds NaN or infinite weights: weight, bias"):
         build_loaded(lambda: nn.Linear(3, 1), tensors, "run.pt")
+
+
+def test_no_bytes_get_past_the_reader(tmp_path: Path) -> None:
+    """Text, junk of every first byte, and files of torch with some bytes changed: read, or a sentence."""
+    rng, path = np.random.default_rng(0), tmp_path / "x.pt"
+    files = [b"path,label\n", b"hello", *(bytes([first]) + rng.bytes(size) for first in range(256) for size in (0, 9))]
+    for zipped in (True, False):
+        torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=zipped)
+        whole = path.read_bytes()
+        for _ in range(300):
+            changed = bytearray(whole)
+            changed[rng.integers(len(whole))] = rng.integers(256)
+            files.append(bytes(changed[: rng.integers(1, len(whole) + 1)]))
+    said = []
+    for content in files:
+        path.write_bytes(content)
+        try:
+            read_torch_file(path)
+        except CheckpointError as error:
+            said.append(str(error))
+    assert len(said) > len(files) / 2
+    assert all(str(path) in words for words in said)

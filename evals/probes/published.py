@@ -31,12 +31,12 @@ def open_published(config: ProbeConfig) -> tuple[AttentiveProbe, tuple[int, ...]
             raise ValueError(f"{config.file} is an encoder, not a probe; `jepa models` lists the probes")
         probe, levels = load_pretrained(config.file).probe, model.layers
     else:
+        entries = layouts.check_family(read_torch_file(config.file, mmap=True), "probe", config.file)
         if config.attention_heads is None:
             raise ValueError(
                 f"attention_heads of {config.file} are missing: the file does not say them (V-JEPA: 16): "
                 "--set probes.0.attention_heads=16"
             )
-        entries = layouts.check_family(read_torch_file(config.file, mmap=True), "probe", config.file)
         tensors = layouts.probe_tensors(entries, None, config.file)
         assert tensors is not None, "check_family saw a classifier"
         width = tensors["pooler.query_tokens"].shape[-1]
