@@ -32,7 +32,7 @@ from jepa.types import ClipConfig
 CLIP = ClipConfig(num_frames=2, fps=8.0, crop_size=32)
 CPU = torch.device("cpu")
 COLOURS = np.array([[30, 30, 90], [220, 40, 40], [40, 220, 40]], np.uint8)
-QUICK = ProbeConfig(steps=40, learning_rates=(1e38, 0.03), weight_decays=(0.01,))  # the first overflows
+QUICK = ProbeConfig(steps=40, learning_rates=(0.003, 0.03), weight_decays=(0.01,))
 
 
 def write_scene(root: Path, count: int, seed: int, sizes: tuple[tuple[int, int], ...] = ((32, 32), (40, 64))) -> Path:
