@@ -98,10 +98,6 @@ class MemoryStore:
         wanted = (VECTORS, TOKENS) if self.tokens else (VECTORS,)
         return {number: wanted for number in range(self.layout.blocks) if number not in self.found}
 
-    def writer(self, number: int, parts: tuple[str, ...]) -> Writer:
-        """Takes the clips of one block, in order."""
-        return Writer(self, number, parts)
-
     def close(self, number: int, block: Block) -> None:
         """Keep a block."""
         self.found[number] = block
@@ -158,10 +154,6 @@ class DiskStore:
             if lacking:
                 found[number] = lacking
         return found
-
-    def writer(self, number: int, parts: tuple[str, ...]) -> Writer:
-        """Takes the clips of one block, in order."""
-        return Writer(self, number, parts)
 
     def close(self, number: int, block: Block) -> None:
         """Write what remains of a block: vectors, then the list of its items. Raises ``OSError``."""

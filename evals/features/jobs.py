@@ -155,7 +155,7 @@ def fill(jobs: Sequence[Job], clip: ClipConfig, run: Run) -> None:
     with Progress(what, sum(len(group) for group in groups), run.is_main) as progress:
 
         def encode(number: int) -> dict[str, Block]:
-            writers = {job.of.name: (job, job.store.writer(number, job.missing[number]))
+            writers = {job.of.name: (job, Writer(job.store, number, job.missing[number]))
                        for job in jobs if number in job.missing}  # fmt: skip
             left = len(layout.block_items(number))
             while left:

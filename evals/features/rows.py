@@ -110,10 +110,3 @@ class Rows:
     def chunks(self, size: int = 256) -> Iterator[Tensor]:
         """All clips in order, ``[<=size, R, N, D]`` at a time."""
         return self.pieces(torch.arange(len(self)).split(size))
-
-    def load(self, device: torch.device, most_bytes: float) -> Rows:
-        """A copy in memory on ``device`` if it takes at most ``most_bytes``, else these rows as they are."""
-        if self.nbytes > most_bytes or not len(self):
-            return self
-        whole = torch.cat([part.to(device) for part in self.chunks()])
-        return Rows((whole,), torch.arange(len(whole)))

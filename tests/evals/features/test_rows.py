@@ -40,14 +40,6 @@ def test_take_and_part_narrow_the_view(rows: Rows) -> None:
     assert torch.equal(rows.take(torch.arange(7) > 4).gather(torch.tensor([0, 1])), WHOLE[5:])
 
 
-def test_load_copies_what_fits(rows: Rows) -> None:
-    part = rows.take(torch.tensor([4, 0]))
-    loaded = part.load(torch.device("cpu"), part.nbytes)
-    assert len(loaded.blocks) == 1
-    assert torch.equal(loaded.blocks[0], WHOLE[[4, 0]])
-    assert part.load(torch.device("cpu"), part.nbytes - 1) is part
-
-
 def test_tokens_and_vectors_are_rows_with_one_view() -> None:
     assert Rows.of(torch.zeros(5, 3, 2)).shape == (5, 1, 3, 2)
     assert Rows.of(torch.zeros(5, 2)).shape == (5, 1, 1, 2)
