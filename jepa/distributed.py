@@ -151,10 +151,12 @@ class Run:
         if self.world_size > 1:
             dist.barrier()
 
-    def close(self) -> None:
-        """Leave the process group."""
-        if self._vote is not None:
-            self._vote = None
+    def close(self, failed: bool = False) -> None:
+        """Leave the process group. ``failed``: an error is on its way, so nobody is waited for."""
+        if self._vote is not None and not failed:
+            # An exchange still under way while the interpreter shuts down takes the process with it (abort).
+            self._vote[1].wait()
+        self._vote = None
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -162,7 +164,7 @@ class Run:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self.close(failed=error[0] is not None)
 
 
 class StopSignal:

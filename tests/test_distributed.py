@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -58,6 +59,25 @@ def test_two_processes_reduce_vote_and_fail_together() -> None:
         assert process.returncode == 0, errors[-2000:]
         line = f"rank {rank} [0.5, 4.0] nan [0.5, 0.5] [False, False, True, False] [0, 1] yes"
         assert line in printed
+
+
+class _Exchange:
+    """Stands for an exchange between processes that is under way."""
+
+    waited = False
+
+    def wait(self) -> None:
+        self.waited = True
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_closing_waits_for_the_last_vote_unless_something_failed(failed: bool) -> None:
+    exchange = _Exchange()
+    with contextlib.suppress(KeyError), Run(torch.device("cpu"), "fp32") as run:
+        run._vote = (torch.zeros(1), exchange)  # type: ignore[assignment]
+        if failed:
+            raise KeyError
+    assert exchange.waited is not failed
 
 
 def test_alone_nothing_is_wrapped_or_reduced() -> None:
