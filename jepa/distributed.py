@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from jepa.config import suggest
 
 T = TypeVar("T")
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
+Parallel = Literal["ddp", "fsdp"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -164,7 +165,7 @@ class Run:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close(failed=error[0] is not None)
+        self.close(failed=error[0] is not None and not isinstance(error[1], SystemExit))
 
 
 class StopSignal:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from jepa.checkpoint import latest_checkpoint, open_run_dir
 from jepa.config import ConfigError
 from jepa.data.loader import DataConfig
 from jepa.data.transforms import AugmentConfig
-from jepa.distributed import Precision, Run, StopSignal
+from jepa.distributed import Parallel, Precision, Run, StopSignal
 from jepa.logging import Progress, RunLog, StepTimer, StepWindow, duration, logger
 from jepa.masks import MaskConfig
 from jepa.models.encoder import EncoderConfig
@@ -36,7 +37,8 @@ from jepa.watch import Watch
 # Keys that may change when a run is continued: they do not touch what is computed, except for more steps.
 FREE_KEYS = (
     "run_dir", "monitor", "online", "train.steps", "train.device", "train.save_every", "train.keep_last",
-    "train.keep_every", "train.log_every", "train.progress", "train.tensorboard", "data.workers", "data.prefetch",
+    "train.keep_every", "train.log_every", "train.progress", "train.tensorboard", "train.parallel",
+    "train.activation_checkpointing", "train.time_limit_min", "train.timeout_s", "data.workers", "data.prefetch",
     "data.cache_mb", "data.max_failed",
 )  # fmt: skip
 
@@ -48,7 +50,16 @@ class TrainError(ValueError):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoopConfig:
     """How long and how to train. ``batch_size`` is global: clips per update over all processes and ``accumulate``
-    micro-batches. ``save_every``, ``keep_every`` and ``log_every`` are in steps. ``compile`` uses torch.compile."""
+    micro-batches. ``save_every``, ``keep_every`` and ``log_every`` are in steps. ``compile`` uses torch.compile.
+
+    ``precision``: what is computed in; "auto" is bf16 on CUDA devices that support it, else fp32; "tf32" is fp32 with
+    TensorFloat-32 matrix products; weights, optimizer state and EMA are always fp32. ``float8``: linear layers through
+    torchao where the device has float8. ``parallel``: "ddp" (a copy of the model per process) or "fsdp" (weights,
+    gradients, optimizer state and EMA target in shards). ``activation_checkpointing``: what the backward pass computes
+    again instead of keeping: "none", "selective" (keeps matrix products and attention) or "full" (keeps the input of
+    every block). ``time_limit_min``: save and stop after so many minutes. ``timeout_s``: how long processes wait for
+    each other before that is an error.
+    """
 
     steps: int
     batch_size: int
@@ -56,6 +67,11 @@ class LoopConfig:
     precision: Precision = "auto"
     device: str = "auto"
     compile: bool = False
+    float8: bool = False
+    parallel: Parallel = "ddp"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    time_limit_min: float | None = None
+    timeout_s: float = 600.0
     save_every: int = 1000
     keep_last: int = 2
     keep_every: int | None = None
