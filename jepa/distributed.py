@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -166,32 +163,6 @@ class Run:
 
     def __exit__(self, *error: object) -> None:
         self.close(failed=error[0] is not None and not isinstance(error[1], SystemExit))
-
-
-class StopSignal:
-    """Turns SIGTERM and Ctrl-C into a request that the loop honours after its step; a second Ctrl-C quits at once.
-
-    Use with ``with``; the earlier handlers come back at its end. Outside the main thread it never fires.
-    """
-
-    def __init__(self) -> None:
-        self.signum: int | None = None
-        self._earlier: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            self._earlier = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._earlier.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # torchrun passes the terminal's Ctrl-C on a second time, so only a lone process takes it for impatience.
-        if self.signum == signal.SIGINT == number and "TORCHELASTIC_RUN_ID" not in os.environ:
-            raise KeyboardInterrupt
-        self.signum = number
 
 
 def choose_device(device: str = "auto", local_rank: int = 0, world_size: int = 1) -> torch.device:

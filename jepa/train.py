@@ -22,7 +22,7 @@ from jepa.checkpoint import latest_checkpoint, open_run_dir
 from jepa.config import ConfigError
 from jepa.data.loader import DataConfig
 from jepa.data.transforms import AugmentConfig
-from jepa.distributed import Parallel, Precision, Run, StopSignal
+from jepa.distributed import Parallel, Precision, Run
 from jepa.logging import Progress, RunLog, StepTimer, StepWindow, duration, logger
 from jepa.masks import MaskConfig
 from jepa.models.encoder import EncoderConfig
@@ -31,6 +31,7 @@ from jepa.objectives import ObjectiveConfig
 from jepa.observer import Observer, OnlineConfig, OpenObserver
 from jepa.optim import OptimConfig
 from jepa.session import Session, build, restore, save, train_step
+from jepa.stopping import StopSignal
 from jepa.types import ClipConfig
 from jepa.watch import Watch
 

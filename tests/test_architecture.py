@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     (
         "jepa.types", "jepa.features", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging",
-        "jepa.files", "jepa.tensorfiles",
+        "jepa.files", "jepa.tensorfiles", "jepa.stopping",
     ),
     ("jepa.models", "jepa.masks"),
     ("jepa.data", "jepa.objectives", "jepa.planning"),

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa.distributed import DistributedError, Run, StopSignal, choose_device, choose_precision
+from jepa.distributed import DistributedError, Run, choose_device, choose_precision
 
 ROOT = Path(__file__).parent.parent
 WORKER = """
@@ -141,16 +140,3 @@ def test_autocast_on_cpu_computes_in_bf16() -> None:
     with Run.start("cpu", "fp32") as run, run.autocast():
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
     assert not Run.start("cpu").grad_scaler().is_enabled()
-
-
-def test_stop_signal_notes_once_and_gives_the_handlers_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
-        assert stop.signum is None
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.signum == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.signum == signal.SIGINT
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is before

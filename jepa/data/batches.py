@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from jepa.data.sampling import ShortVideoError
 from jepa.data.sources import ClipRequest, RawClip, Source
 from jepa.data.video import VideoError
+from jepa.stopping import STOP_SIGNALS
 from jepa.types import Batch, ClipConfig
 
 T = TypeVar("T")
@@ -51,15 +52,17 @@ def collate(clips: Sequence[RawClip], index: Sequence[int], seeds: Sequence[int]
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach the whole process group; the parent needs its workers until it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C and a cluster's signals reach every process of a job; the parent needs its workers until it has saved."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave_interrupts_to_parent(worker: int) -> None:
-    """Ctrl-C is the parent's to handle; a SIGTERM ends the worker, as Python sends one to those that outlive an error
-    in the parent, and would wait for ever for a worker that ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """All but SIGTERM is the parent's to handle; that one ends the worker, as Python sends one to those that outlive an
+    error in the parent, and would wait for ever for a worker that ignores it."""
+    for number in STOP_SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
 
 
 class _Items(Dataset[tuple[list[RawClip], Failure | None]]):
