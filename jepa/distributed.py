@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -19,11 +19,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa.config import suggest
+from jepa.precision import choose_precision, mixed
 
 T = TypeVar("T")
-Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Parallel = Literal["ddp", "fsdp"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -71,14 +70,9 @@ class Run:
         # Buffers are constants or follow from the weights: broadcasting them every step would only cost time.
         return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    @contextlib.contextmanager
-    def autocast(self) -> Iterator[None]:
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Mixed precision for the forward pass; nothing at fp32."""
-        if self.precision == "fp32":
-            yield
-            return
-        with torch.autocast(self.device.type, dtype=_DTYPES[self.precision]):
-            yield
+        return mixed(self.precision, self.device)
 
     def grad_scaler(self) -> torch.amp.GradScaler:
         """The loss scaler: active for fp16 only, a pass-through otherwise."""
@@ -185,17 +179,6 @@ def choose_device(device: str = "auto", local_rank: int = 0, world_size: int = 1
     if index >= count:
         raise ValueError(f"device cuda:{index} is not there: torch sees {count} CUDA devices; use device cpu")
     return torch.device("cuda", index)
-
-
-def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision that ``precision`` means on ``device``. Raises ``ValueError`` for a pair that does not work."""
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    if precision not in _DTYPES:
-        raise ValueError(f"precision {precision!r} is unknown{suggest(precision, ['auto', *_DTYPES])}")
-    if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"precision fp16 needs a CUDA device, not {device.type}; use bf16 or fp32")
-    return precision
 
 
 def _environment() -> tuple[int, int, int]:

@@ -17,13 +17,14 @@ from torch import nn
 from jepa.data.batches import collate
 from jepa.data.sources import RawClip
 from jepa.data.video import VideoError
-from jepa.distributed import Run, choose_device, choose_precision
+from jepa.distributed import Run, choose_device
 from jepa.features import Features, tubelet_times
 from jepa.features.features import Pool
 from jepa.feed import Origin, Task, Work
 from jepa.inputs import Camera, Inputs, list_inputs
 from jepa.job import EncodeOptions, Job, Row, Rows, encode_tasks
 from jepa.models.base import ClipEncoder
+from jepa.precision import choose_precision
 from jepa.types import Fit, TokenGrid
 from jepa.windows import Merge, stream_windows
 

@@ -20,13 +20,14 @@ from jepa.checkpoint import find_checkpoint, load_checkpoint
 from jepa.config import from_dict
 from jepa.data.transforms import ClipTransform
 from jepa.data.video import VideoError
-from jepa.distributed import Run, choose_device, choose_precision
+from jepa.distributed import Run, choose_device
 from jepa.feed import Cut, Feed, Origin, Task
 from jepa.inputs import Video
 from jepa.load import check_published, check_unpublished
 from jepa.models.encoder import Encoder
 from jepa.models.predictor import Predictor
 from jepa.objectives import MaskedObjective, build_objective
+from jepa.precision import choose_precision
 from jepa.pretrained import load_pretrained
 from jepa.pretrained.loader import Pretrained
 from jepa.pretrained.zoo import MODELS

@@ -21,13 +21,16 @@ from jepa.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
+from jepa.compiling import compile_parts
 from jepa.config import ConfigError, to_dict
 from jepa.data.loader import TrainLoader
 from jepa.data.transforms import ClipTransform
 from jepa.distributed import Run
 from jepa.masks import build_masks
+from jepa.models.recompute import set_recompute
 from jepa.objectives import Objective, build_objective
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
+from jepa.precision import convert_to_float8
 from jepa.tensorfiles import load_strictly
 from jepa.types import Batch
 
@@ -59,6 +62,9 @@ def build(config: TrainConfig, run: Run) -> Session:
         )
     torch.manual_seed(config.seed)  # the same weights on every process; see seed_step for what follows
     objective = build_objective(config.objective, config.encoder, config.clip, len(config.masks)).to(run.device)
+    set_recompute(objective, loop.activation_checkpointing)
+    if loop.float8:
+        convert_to_float8(objective, run.device, run.precision)
     masks = build_masks(config.masks, objective.encoder.grid)
     pin = run.device.type == "cuda"
     loader = TrainLoader(
@@ -66,8 +72,7 @@ def build(config: TrainConfig, run: Run) -> Session:
     )
     optimizer = build_optimizer(objective, config.optim)
     if loop.compile:
-        for part in objective.children():
-            part.compile()
+        compile_parts(objective, masks)
     transform = ClipTransform(config.clip, config.augment)
     return Session(config, run, objective, run.wrap(objective), optimizer, run.grad_scaler(), transform, loader)
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,14 +21,16 @@ from jepa.checkpoint import latest_checkpoint, open_run_dir
 from jepa.config import ConfigError
 from jepa.data.loader import DataConfig
 from jepa.data.transforms import AugmentConfig
-from jepa.distributed import Parallel, Precision, Run
+from jepa.distributed import Parallel, Run
 from jepa.logging import Progress, RunLog, StepTimer, StepWindow, duration, logger
 from jepa.masks import MaskConfig
 from jepa.models.encoder import EncoderConfig
+from jepa.models.recompute import Recompute
 from jepa.monitor import MonitorConfig
 from jepa.objectives import ObjectiveConfig
 from jepa.observer import Observer, OnlineConfig, OpenObserver
 from jepa.optim import OptimConfig
+from jepa.precision import Precision, products
 from jepa.session import Session, build, restore, save, train_step
 from jepa.stopping import StopSignal
 from jepa.types import ClipConfig
@@ -37,7 +38,8 @@ from jepa.watch import Watch
 
 # Keys that may change when a run is continued: they do not touch what is computed, except for more steps.
 FREE_KEYS = (
-    "run_dir", "monitor", "online", "train.steps", "train.device", "train.save_every", "train.keep_last",
+    "run_dir", "monitor", "online", "encoder.activation_checkpointing", "objective.predictor.activation_checkpointing",
+    "train.steps", "train.device", "train.save_every", "train.keep_last",
     "train.keep_every", "train.log_every", "train.progress", "train.tensorboard", "train.parallel",
     "train.activation_checkpointing", "train.time_limit_min", "train.timeout_s", "data.workers", "data.prefetch",
     "data.cache_mb", "data.max_failed",
@@ -70,7 +72,7 @@ class LoopConfig:
     compile: bool = False
     float8: bool = False
     parallel: Parallel = "ddp"
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: Recompute = "none"
     time_limit_min: float | None = None
     timeout_s: float = 600.0
     save_every: int = 1000
@@ -128,6 +130,7 @@ def fit(config: TrainConfig, probing: OpenObserver | None = None) -> Path:
         run.on_main(lambda: open_run_dir(config.run_dir, config, FREE_KEYS))
         saved = run.on_main(lambda: latest_checkpoint(config.run_dir))
         stop = stack.enter_context(StopSignal())
+        stack.enter_context(products(run.precision))
 
         # ---- what: model, data, optimizer, and where they stood ------------------------------------------------------
         session = build(config, run)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa.distributed import DistributedError, Run, choose_device, choose_precision
+from jepa.distributed import DistributedError, Run, choose_device
+from jepa.precision import choose_precision
 
 ROOT = Path(__file__).parent.parent
 WORKER = """

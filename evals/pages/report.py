@@ -25,8 +25,9 @@ from evals.subjects import TRAINED, home, open_subjects, run_state
 from jepa.config import ConfigError, from_dict
 from jepa.data.sources import SourceConfig
 from jepa.data.transforms import ClipTransform
-from jepa.distributed import Run, choose_device, choose_precision
+from jepa.distributed import Run, choose_device
 from jepa.logging import read_metrics
+from jepa.precision import choose_precision
 from jepa.types import Batch
 
 _MAP_CLIPS = 32  # test clips over which the colours of feature maps are computed

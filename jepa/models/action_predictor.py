@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jepa.models.layers import Block, Init, MlpKind, check_width, init_weights, run_block
+from jepa.models.layers import Block, Init, MlpKind, check_width, init_weights
 from jepa.models.linear import Linear
+from jepa.models.recompute import Recomputing, run_block
 from jepa.models.rope import RopeConfig, coordinate_table
 from jepa.types import TokenGrid
 
@@ -45,7 +46,7 @@ class ActionPredictorConfig:
             )
 
 
-class ActionPredictor(nn.Module):
+class ActionPredictor(Recomputing):
     """Tokens of every step [action, state, (extrinsics), patches] attend to their own step and all earlier ones.
 
     Patches have rotary positions (t, row, column), conditioning tokens (t, 0, 0). ``rope`` should spread ``cells``
@@ -57,6 +58,7 @@ class ActionPredictor(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.config, self.grid, self.rope = config, grid, rope
+        self.recompute = "full" if config.activation_checkpointing else "none"
         self.predictor_embed = Linear(encoder_dim, dim)
         self.action_encoder = Linear(config.action_dim, dim)
         self.state_encoder = Linear(config.state_dim, dim)
@@ -91,9 +93,8 @@ class ActionPredictor(nn.Module):
         coordinates = step_coordinates(place, num_conditions, self.rope, x.device)
         head_dim = self.config.embed_dim // self.config.num_heads
         table = coordinate_table(coordinates[None], head_dim, self.rope.frequencies)
-        recompute = self.config.activation_checkpointing and self.training
         for block in self.predictor_blocks:
-            x = run_block(block, x, table, None, recompute, steps)
+            x = run_block(block, x, table, None, self.recompute_now, steps)
         x = x.unflatten(1, (steps, -1))[:, :, num_conditions:].flatten(1, 2)
         return self.predictor_proj(self.predictor_norm(x))
 

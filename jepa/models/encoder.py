@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from jepa.config import suggest
 from jepa.models.base import ClipEncoder
-from jepa.models.layers import Block, Init, MlpKind, check_width, init_weights, run_block
+from jepa.models.layers import Block, Init, MlpKind, check_width, init_weights
 from jepa.models.positions import build_positions
+from jepa.models.recompute import Recomputing, run_block
 from jepa.models.rope import RopeConfig, rope_table
 from jepa.models.sizes import SIZES, Size
 from jepa.models.tubelet import PatchEmbed
@@ -30,8 +31,8 @@ class EncoderConfig:
     """Size by name from ``jepa.models.sizes``; ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` override it.
 
     ``patch_size`` in pixels, ``tubelet_size`` in frames. ``position``: "rope" (see ``rope``), "sincos" (computed), or
-    "table" (stored, as published I-JEPA and V-JEPA have it). ``activation_checkpointing`` trades a third more compute
-    for memory that no longer grows with depth.
+    "table" (stored, as published I-JEPA and V-JEPA have it). ``activation_checkpointing``: as
+    ``train.activation_checkpointing`` "full", for the encoder alone.
 
     V-JEPA 2.1: ``levels`` are the blocks (counted from 0) whose outputs have a norm of their own, the last block among
     them; ``image_tokenizer`` embeds clips of one frame by weights of their own; ``modality_embedding`` adds a learned
@@ -79,7 +80,7 @@ class EncoderConfig:
         return SIZES[self.size]._replace(**{name: value for name, value in own.items() if value is not None})
 
 
-class Encoder(ClipEncoder):
+class Encoder(ClipEncoder, Recomputing):
     """Clip ``[B, C, T, H, W]`` to tokens ``[B, N, D]``, or to the context tokens ``[B, Nc, D]`` alone.
 
     ``clip`` is the native clip: it fixes ``grid`` (an error names a crop or length that does not divide), but any
@@ -91,6 +92,7 @@ class Encoder(ClipEncoder):
     def __init__(self, config: EncoderConfig, clip: ClipConfig) -> None:
         super().__init__()
         self.config, self.clip = config, clip
+        self.recompute = "full" if config.activation_checkpointing else "none"
         self.embed_dim, self.depth, num_heads, mlp_ratio = config.shape
         dim = self.embed_dim
         self.head_dim = dim // num_heads
@@ -139,10 +141,9 @@ class Encoder(ClipEncoder):
             grid.check(context_ids, "context_ids")
         x, rope = self._embed(clip, context_ids, grid)
         wanted = [self.depth - 1] if layers is None else [self.layer_number(layer) for layer in layers]
-        recompute = self.config.activation_checkpointing and self.training
         outputs: dict[int, Tensor] = {}
         for number in range(max(wanted) + 1):
-            x = run_block(self.blocks[number], x, rope, None, recompute)
+            x = run_block(self.blocks[number], x, rope, None, self.recompute_now)
             if number in wanted:
                 outputs[number] = self.norm_of(number)(x)
         return outputs[self.depth - 1] if layers is None else [outputs[number] for number in wanted]

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from jepa.models.linear import Linear, attend, attend_steps, linear
 from jepa.models.rope import rotate, rotate_qkv
@@ -110,15 +109,6 @@ def build_mlp(dim: int, mlp_ratio: float, kind: MlpKind) -> Mlp | SwiGlu:
     if kind not in MLP_KINDS:
         raise ValueError(f"mlp {kind!r} is unknown; known: {', '.join(MLP_KINDS)}")
     return Mlp(dim, hidden) if kind == "gelu" else SwiGlu(dim, hidden, wide=kind == "swiglu")
-
-
-def run_block(
-    block: nn.Module, x: Tensor, rope: Tensor | None, num_queries: int | None, recompute: bool, steps: int | None = None
-) -> Tensor:
-    """``block(x, rope, num_queries, steps)``; with ``recompute`` its activations are computed again in backward."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x, rope, num_queries, steps, use_reentrant=False)
-    return block(x, rope, num_queries, steps)
 
 
 def init_weights(model: nn.Module, blocks: nn.ModuleList, kind: Init = "trunc_normal") -> None:

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.encoder import Position
-from jepa.models.layers import Block, Init, MlpKind, check_width, init_weights, run_block
+from jepa.models.layers import Block, Init, MlpKind, check_width, init_weights
 from jepa.models.linear import Linear
 from jepa.models.positions import build_positions
+from jepa.models.recompute import Recomputing, run_block
 from jepa.models.rope import DEFAULT_ROPE, RopeConfig, rope_table
 from jepa.types import TokenGrid
 
@@ -52,7 +53,7 @@ class PredictorConfig:
             raise ValueError(f"predictor.levels must be at least 1, not {self.levels}")
 
 
-class Predictor(nn.Module):
+class Predictor(Recomputing):
     """Context features and target positions to predicted target features, one learned mask token per mask family.
 
     Tokens may come in any order: attention does not see it, so nothing is sorted. The last block asks for the
@@ -75,6 +76,7 @@ class Predictor(nn.Module):
         if num_mask_tokens < 1:
             raise ValueError(f"num_mask_tokens must be at least 1 (one per mask family), not {num_mask_tokens}")
         self.config, self.grid, self.rope = config, grid, rope
+        self.recompute = "full" if config.activation_checkpointing else "none"
         self.in_dim = encoder_dim * config.levels
         self.out_dim = config.out_dim or self.in_dim
         self.predictor_embed = _embed(config.levels, encoder_dim, dim)
@@ -161,10 +163,10 @@ class Predictor(nn.Module):
             x = x + self.positions(grid)[ids].to(x.dtype)
         if self.config.modality_embedding:
             x = x + (self.img_mod_embed if modality == "image" else self.video_mod_embed).to(x.dtype)
-        recompute = self.config.activation_checkpointing and self.training
         last = len(self.predictor_blocks) - 1
         for number, block in enumerate(self.predictor_blocks):
-            x = run_block(block, x, rope, num_targets if targets_only and number == last else None, recompute)
+            queries = num_targets if targets_only and number == last else None
+            x = run_block(block, x, rope, queries, self.recompute_now)
         return x
 
     def _check(self, context_tokens: Tensor, mask_token: int, modality: str) -> None:
