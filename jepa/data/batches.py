@@ -94,7 +94,7 @@ def eval_batches(
     that cannot be read are left out and appended to ``failures``; without such a list they raise ``VideoError``.
     """
     dataset = _Items([sources] if isinstance(sources, Source) else sources, clip, segments)
-    loaded = DataLoader(dataset, batch_size=None, num_workers=workers)
+    loaded = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=leave_interrupts_to_parent)
     clips: list[RawClip] = []
     index: list[int] = []
     for number, (found, failure) in enumerate(itertools.chain(loaded, [([], None)])):
