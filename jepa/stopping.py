@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +30,7 @@ class Stopped(SystemExit):
 
 class StopSignal:
     """Turns the signals of ``STOP_SIGNALS`` into a request that the work honours when it can; a second Ctrl-C quits at
-    once. ``signum``: the first one that came.
+    once. ``signum``: the first one that came. A time limit (``end_after``) is such a request too.
 
     Use with ``with``; the earlier handlers come back at its end. One inside another takes over what the outer one has
     noted, and hands its own note back. Outside the main thread it never fires. ``at_once``: signals that raise
@@ -40,13 +41,20 @@ class StopSignal:
         self.signum: int | None = None
         self.at_once = at_once
         self._interrupts = 0
+        self._end_s: float | None = None
         self._earlier: dict[signal.Signals, Any] = {}
         self._outer: StopSignal | None = None
 
     @property
     def reason(self) -> str | None:
-        """Name of the signal that came."""
-        return None if self.signum is None else signal.Signals(self.signum).name
+        """Name of the signal that came, or "time limit"; None: go on."""
+        if self.signum is not None:
+            return signal.Signals(self.signum).name
+        return TIME_LIMIT if self._end_s is not None and time.monotonic() >= self._end_s else None
+
+    def end_after(self, minutes: float | None) -> None:
+        """Ask for a stop in so many minutes from now."""
+        self._end_s = None if minutes is None else time.monotonic() + 60 * minutes
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():

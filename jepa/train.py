@@ -8,13 +8,11 @@ may be spoilt by then; the last checkpoint on the disk is not.
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from jepa.checkpoint import latest_checkpoint, open_run_dir
@@ -22,7 +20,7 @@ from jepa.config import ConfigError
 from jepa.data.loader import DataConfig
 from jepa.data.transforms import AugmentConfig
 from jepa.distributed import Parallel, Run
-from jepa.logging import Progress, RunLog, StepTimer, StepWindow, duration, logger
+from jepa.logging import Progress, RunLog, StepWindow, duration, logger
 from jepa.masks import MaskConfig
 from jepa.models.encoder import EncoderConfig
 from jepa.models.recompute import Recompute
@@ -30,9 +28,12 @@ from jepa.monitor import MonitorConfig
 from jepa.objectives import ObjectiveConfig
 from jepa.observer import Observer, OnlineConfig, OpenObserver
 from jepa.optim import OptimConfig
+from jepa.peers import naming_lost_peers
 from jepa.precision import Precision, products
+from jepa.profiling import Profiler
 from jepa.session import Session, build, restore, save, train_step
-from jepa.stopping import StopSignal
+from jepa.stopping import Stopped, StopSignal
+from jepa.throughput import Meter, speed_text
 from jepa.types import ClipConfig
 from jepa.watch import Watch
 
@@ -86,6 +87,9 @@ class LoopConfig:
         for name in ("steps", "batch_size", "accumulate", "save_every", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("time_limit_min", "timeout_s"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} must be a multiple of accumulate {self.accumulate}")
 
@@ -115,65 +119,73 @@ class TrainConfig:
             raise ValueError(f"seed must not be negative, but is {self.seed}")
 
 
-def fit(config: TrainConfig, probing: OpenObserver | None = None) -> Path:
+def fit(config: TrainConfig, probing: OpenObserver | None = None, *, profile: bool = False) -> Path:
     """Train, or continue the run in ``config.run_dir``, to ``config.train.steps``; returns the last checkpoint.
     ``probing`` opens what does the online probing that ``config.online`` asks for: ``evals.online.OnlineProbes``.
+    ``profile``: also write a trace of a few steps to ``run_dir/profile`` (``jepa.profiling``).
 
-    SIGTERM and Ctrl-C save after the running step and leave with status 128 + signal number (``SystemExit``).
+    SIGUSR1, SIGUSR2, SIGTERM and Ctrl-C on any process, and ``train.time_limit_min`` on the clock of the first, make
+    all of them save after the same step and raise ``Stopped`` (a ``SystemExit``, status 128 + signal number).
     Raises ``ConfigError`` when the directory belongs to another config, ``TrainError`` for a non-finite loss,
-    ``CheckpointError`` when saving fails; in each case the last checkpoint is intact.
+    ``CheckpointError`` when saving fails, ``LostPeersError`` when another process is gone; each leaves the last save.
     """
     loop, began = config.train, time.perf_counter()
     with contextlib.ExitStack() as stack:
         # ---- where: device, processes, run directory -----------------------------------------------------------------
-        run = stack.enter_context(Run.start(loop.device, loop.precision))
+        stop = stack.enter_context(StopSignal())
+        run = stack.enter_context(Run.start(loop.device, loop.precision, loop.timeout_s))
+        stop.end_after(loop.time_limit_min if run.is_main else None)
+        stack.enter_context(naming_lost_peers(run, config.run_dir))
         run.on_main(lambda: open_run_dir(config.run_dir, config, FREE_KEYS))
         saved = run.on_main(lambda: latest_checkpoint(config.run_dir))
-        stop = stack.enter_context(StopSignal())
         stack.enter_context(products(run.precision))
 
         # ---- what: model, data, optimizer, and where they stood ------------------------------------------------------
         session = build(config, run)
         step = restore(session, saved)
-        log = RunLog(config.run_dir, total_steps=loop.steps, start_step=step, is_main=run.is_main,
-                     progress=loop.progress, tensorboard=loop.tensorboard)  # fmt: skip
-        stack.callback(log.close)
+        log = stack.enter_context(contextlib.closing(open_log(config, run, step)))
         describe(session, step)
-        observers, window, skipped = open_observers(session, log, probing), StepWindow(), 0
-        if step == 0:
+        observers, window = open_observers(session, log, probing), StepWindow()
+        if profile:
+            observers.append(stack.enter_context(contextlib.closing(Profiler(session))))
+        stopping = any(run.gather(stop.reason))  # a signal may have come while all this was made
+        if step == 0 and not stopping:
             look(observers, 0, 0.0)  # what random weights look like: later measurements are compared with it
 
         # ---- the loop ------------------------------------------------------------------------------------------------
-        batches = session.loader.iterate(step)
-        stack.callback(batches.close)
-        timer, stopping = StepTimer(), False
+        batches = stack.enter_context(contextlib.closing(session.loader.iterate(step)))
+        meter = Meter(session)
         while step < loop.steps and not stopping:
-            with timer.waiting():
+            with meter.timer.waiting():
                 batch = next(batches)
-            skipped += batch.skipped
-            window.add(step, train_step(session, batch, step))
+            window.add(step, values := train_step(session, batch, step))
+            meter.stepped(batch, values["loss"])
             step += 1
             log.step(step)
-            stopping = run.any_last_step(stop.signum is not None)
+            stopping = run.any_last_step(stop.reason is not None)
             last = stopping or step == loop.steps
             if last or step % loop.log_every == 0 or step % loop.save_every == 0:
-                report(session, log, window, timer, step, skipped, observers)
-            with timer.paused() as trained_s:
+                report(session, log, window, meter, step, observers)
+            with meter.timer.paused() as trained_s:
                 if not stopping:
                     look(observers, step, trained_s)
                 if last or step % loop.save_every == 0:
                     saved = save(session, step)
 
         # ---- the end -------------------------------------------------------------------------------------------------
-        assert saved is not None
+        saved = saved or save(session, step)
         if stopping and step < loop.steps:
-            name = signal.Signals(stop.signum or signal.SIGTERM)
-            logger.info("stopped by %s at step %d of %d, saved %s; run the same command to go on",
-                        name.name, step, loop.steps, saved)  # fmt: skip
-            raise SystemExit(128 + name)
+            raise stopped_by(run.gather(stop.reason), step, saved, loop.steps)
         logger.info("done: step %d after %s; checkpoint %s; curves: tensorboard --logdir %s; next: jepa eval %s",
                     step, duration(time.perf_counter() - began), saved, config.run_dir, config.run_dir)  # fmt: skip
     return saved
+
+
+def stopped_by(reasons: Sequence[object], step: int, saved: Path, steps: int) -> Stopped:
+    """The end that was asked for: by the first process, in rank order, that has a reason."""
+    reason = next(str(reason) for reason in reasons if reason is not None)
+    logger.info("stopped by %s at step %d of %d, saved %s; run the same command to go on", reason, step, steps, saved)
+    return Stopped(reason, step, saved)
 
 
 def open_observers(session: Session, log: RunLog, probing: OpenObserver | None) -> list[Observer]:
@@ -192,25 +204,27 @@ def look(observers: Sequence[Observer], step: int, trained_s: float) -> None:
             observer.look(step)
 
 
+def open_log(config: TrainConfig, run: Run, step: int) -> RunLog:
+    """The log of the run directory, going on from ``step``."""
+    loop = config.train
+    return RunLog(config.run_dir, total_steps=loop.steps, start_step=step, is_main=run.is_main, progress=loop.progress,
+                  tensorboard=loop.tensorboard)  # fmt: skip
+
+
 def report(
-    session: Session, log: RunLog, window: StepWindow, timer: StepTimer, step: int, skipped: int,
-    observers: Sequence[Observer],
-) -> None:  # fmt: skip
-    """Read the window's metrics (the only sync), stop if one of them is not finite, log their means."""
-    loop, run = session.config.train, session.run
-    steps = len(window)
-    first, rows = window.read(run.reduce_mean)
+    session: Session, log: RunLog, window: StepWindow, meter: Meter, step: int, observers: Sequence[Observer]
+) -> None:
+    """Read the window's metrics (the only sync), stop if one of them is not finite, log their means and the speed."""
+    first, rows = window.read(session.run.reduce_mean)
     check_finite(session, window.names, first, rows)
-    figures = timer.lap(steps, steps * loop.batch_size)
-    group = session.optimizer.param_groups[0]
-    total_skipped = run.reduce_mean(torch.tensor([float(skipped)])).item() * run.world_size
+    group, figures = session.optimizer.param_groups[0], meter.figures()
     values = dict(zip(window.names, rows.mean(dim=0).tolist(), strict=True))
-    values |= {"lr": group["lr"], "weight_decay": group["weight_decay"], "skipped": total_skipped, **figures}
-    left = duration((loop.steps - step) * figures["time/step_s"])
-    show = f"loss {values['loss']:.4f}  {figures['time/clips_per_s']:.1f} clips/s  {left} left"
-    if total_skipped:
-        show += f"  {total_skipped:.0f} clips skipped"
-    log.metrics(step, values, show="  ".join([show, *(o.summary for o in observers if o.summary)]))
+    values |= {"lr": group["lr"], "weight_decay": group["weight_decay"], **figures}
+    left = duration((session.config.train.steps - step) * figures["time/step_s"])
+    show = [f"loss {values['loss']:.4f}", speed_text(figures), f"{left} left"]
+    if figures["skipped"]:
+        show.append(f"{figures['skipped']:.0f} clips skipped")
+    log.metrics(step, values, show="  ".join([*show, *(o.summary for o in observers if o.summary)]))
 
 
 def check_finite(session: Session, names: list[str], first: int, rows: Tensor) -> None:

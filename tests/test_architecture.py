@@ -11,16 +11,16 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     (
         "jepa.types", "jepa.features", "jepa.config", "jepa.schedules", "jepa.distributed", "jepa.logging",
-        "jepa.files", "jepa.tensorfiles", "jepa.stopping", "jepa.precision",
+        "jepa.files", "jepa.tensorfiles", "jepa.rendezvous", "jepa.stopping", "jepa.precision",
     ),
-    ("jepa.models", "jepa.masks"),
+    ("jepa.models", "jepa.sharding", "jepa.masks"),
     ("jepa.data", "jepa.objectives", "jepa.planning"),
     (
-        "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
+        "jepa.checkpoint", "jepa.sharded_checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
         "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
         "jepa.encode", "jepa.parts", "jepa.streaming", "jepa.search",
         "jepa.compiling", "jepa.throughput", "jepa.profiling",
-        "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
+        "jepa.peers", "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),
     ("evals",),
     ("app",),
