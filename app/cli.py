@@ -23,6 +23,7 @@ COMMANDS = {
     "models": ("app.models", "list the published checkpoints, show one in full, or bring it into the cache"),
     "similar": ("app.similar", "find the clips of a feature file nearest to a video"),
     "view": ("app.view", "a page with feature maps, nearest neighbours and a scatter of clips"),
+    "launch": ("app.launch.command", "run a command as a job: SLURM or this machine; look after it; sweeps"),
     "data": ("app.data", "prepare videos for fast reading, or render the built-in ones"),
     "demo": ("app.demo", "the whole way on this machine: render videos, pretrain, probe, draw a report"),
 }

@@ -1,0 +1,194 @@
+"""How launched runs fare: from SLURM's queue and accounts where there are any, and from the files the job left."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.launch import slurm
+from app.launch.attempts import read_attempts
+from app.launch.records import (
+    Launch,
+    controller_is_alive,
+    launch_folder,
+    log_path,
+    read_launch,
+    read_sweep,
+    result_path,
+)
+from app.launch.slurm import LIVE, JobState
+from app.launch.sweep import short_keys
+from jepa.config import ConfigError, load_yaml
+from jepa.logging import read_metrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStatus:
+    """One run. ``state``: SLURM's word, or COMPLETED, FAILED, STOPPED, LOST (not queued, and no result). ``why``: what
+    it waits for, or why it ended. ``probes``: the last figure of every online probe."""
+
+    name: str
+    job_id: str
+    state: str
+    why: str
+    nodes: str
+    attempts: int
+    step: int | None
+    total: int | None
+    loss: float | str | None
+    log: Path
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    probes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> str:
+        return "" if self.step is None else f"{self.step} / {self.total}" if self.total else str(self.step)
+
+
+def find_launches(folder: str | Path) -> dict[Path, Launch]:
+    """Run directory to launch: one, or those of a sweep. Raises ``ConfigError`` where nothing was launched."""
+    folder = Path(folder)
+    sweep = read_sweep(folder)
+    found = {folder / name: read_launch(folder / name) for name in ([""] if sweep is None else sweep.runs)}
+    launches = {run_dir: launch for run_dir, launch in found.items() if launch is not None}
+    if not launches:
+        raise ConfigError(f"{folder} was not launched: it has no launch/launch.json and no launch/sweep.json")
+    return launches
+
+
+def states_of(launches: Mapping[Path, Launch]) -> dict[Path, JobState]:
+    """Where each job stands. Raises ``SlurmError`` when SLURM must be asked and does not answer."""
+    ids = [launch.job_id for launch in launches.values() if launch.executor == "slurm"]
+    queued = slurm.job_states(ids)
+    states = {}
+    for run_dir, launch in launches.items():
+        known = queued.get(launch.job_id)
+        if known is not None and known.state in LIVE:
+            states[run_dir] = known
+        elif launch.executor == "local" and launch.is_here and controller_is_alive(launch):
+            states[run_dir] = JobState("RUNNING", nodes=launch.host)
+        else:
+            states[run_dir] = _ended(run_dir, launch, known)
+    return states
+
+
+def is_live(state: JobState) -> bool:
+    """Whether the job waits, runs, or cannot be asked."""
+    return state.state in LIVE or state.state == "ELSEWHERE"
+
+
+def _ended(run_dir: Path, launch: Launch, known: JobState | None) -> JobState:
+    """How a job ended that no longer is live: its own words first, then SLURM's."""
+    why = _own_words(run_dir, launch)
+    if known is not None and known.state != "UNKNOWN":
+        return JobState(known.state, why or known.reason, known.nodes)
+    last = next((a for a in reversed(read_attempts(run_dir)) if a.job_id == launch.job_id), None)
+    if any(outcome == "error" for outcome, _ in _results(launch)) or (last and (last.how or "").startswith("failed")):
+        return JobState("FAILED", why)
+    if last is not None and last.how == "done":
+        return JobState("COMPLETED")
+    if last is not None and (last.how or "").startswith("stopped"):
+        return JobState("STOPPED", why)
+    if launch.executor == "local" and not launch.is_here:
+        return JobState("ELSEWHERE", f"runs on {launch.host}, or has ended there: ask on that machine")
+    return JobState("LOST", why or "the queue does not know it and it left no result: cancelled, or killed")
+
+
+def _own_words(run_dir: Path, launch: Launch) -> str:
+    """Why the job says that it ended: why it may not start again, its errors, the end of its last start."""
+    folder = launch_folder(run_dir)
+    if (folder / "stopped.txt").exists():
+        return (folder / "stopped.txt").read_text().strip()
+    errors = sorted((folder / "errors").glob(f"{launch.job_id}_rank*.txt"), key=lambda path: path.stat().st_mtime)
+    if errors:  # the first one: the other ranks fail because of it
+        return errors[0].read_text().partition("\n")[0]
+    for outcome, trace in _results(launch):
+        if outcome == "error":
+            return str(trace).strip().rpartition("\n")[2]
+    own = [a for a in read_attempts(run_dir) if a.job_id == launch.job_id]
+    how = own[-1].how or "" if own else ""
+    return "" if how == "done" else how
+
+
+def _results(launch: Launch) -> list[tuple[str, Any]]:
+    """("success", None) or ("error", traceback) of each process that submitit wrote a result of."""
+    results = []
+    for rank in range(launch.processes):
+        path = result_path(launch, rank)
+        if path.exists():
+            results.append(pickle.loads(path.read_bytes()))
+    return results
+
+
+def read_status(run_dir: Path, launch: Launch, state: JobState) -> RunStatus:
+    """What the files of a run say beside its ``state``."""
+    step = loss = total = None
+    probes: dict[str, float] = {}
+    config = launch_folder(run_dir) / "config.yaml"
+    if launch.command[0] == "train" and config.exists():
+        total = load_yaml(config)["train"]["steps"]
+    for record in read_metrics(run_dir):
+        step, loss = record["step"], record.get("loss", loss)
+        probes |= {key.removeprefix("online/"): value for key, value in record.items() if _is_figure(key)}
+    return RunStatus(
+        name=run_dir.name, job_id=launch.job_id, state=state.state, why=state.reason, nodes=state.nodes,
+        attempts=len(read_attempts(run_dir)), step=step, total=total, loss=loss, log=log_path(launch),
+        overrides=launch.overrides, probes=probes,
+    )  # fmt: skip
+
+
+def _is_figure(key: str) -> bool:
+    return key.startswith("online/") and not key.endswith("_s")  # not what probing took in seconds
+
+
+def describe(status: RunStatus) -> str:
+    """One run in a few lines."""
+    where = f" on {status.nodes}" if status.nodes else ""
+    lines = [f"{status.name}: {status.state}{where}", f"  job       {status.job_id}"]
+    if status.why:
+        lines.append(f"  why       {status.why}")
+    if status.progress:
+        lines.append(f"  step      {status.progress}")
+    if status.loss is not None:
+        lines.append(f"  loss      {_text(status.loss)}")
+    lines += [f"  {name:9} {_text(value)}" for name, value in status.probes.items()]
+    lines += [f"  attempts  {status.attempts}", f"  log       {status.log}"]
+    return "\n".join(lines)
+
+
+def table(statuses: Sequence[RunStatus]) -> list[list[str]]:
+    """A sweep as rows of text, the first one the header."""
+    short = short_keys({key: None for status in statuses for key in status.overrides})
+    probes = list(dict.fromkeys(name for status in statuses for name in status.probes))
+    rows = [["run", *short.values(), "state", "step", "attempts", "loss", *probes, "why"]]
+    for status in statuses:
+        values = [_text(status.overrides.get(key)) for key in short]
+        figures = [_text(status.probes.get(name)) for name in probes]
+        fixed = [status.state, status.progress, str(status.attempts), _text(status.loss)]
+        rows.append([status.name, *values, *fixed, *figures, status.why])
+    return rows
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def as_csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """An aligned table, to be read as it is or rendered."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(3, *(len(row[column]) for row in cells)) for column in range(len(cells[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+             for row in cells]  # fmt: skip
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
