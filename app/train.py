@@ -9,6 +9,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="YAML file, for example configs/demo.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.steps=100 run_dir=runs/try")
     parser.add_argument("--check", action="store_true", help="only check the config and print it in full")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="also trace a few steps into run_dir/profile; changes no result",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -22,4 +27,4 @@ def run(args: argparse.Namespace) -> None:
 
         print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         return
-    fit(config, OnlineProbes)
+    fit(config, OnlineProbes, profile=args.profile)

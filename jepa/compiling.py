@@ -10,6 +10,7 @@ import torch
 
 from jepa.masks.base import MaskFamily
 from jepa.objectives import Objective
+from jepa.sharding import blocks_of, is_sharded
 
 log = logging.getLogger("jepa")
 
@@ -24,6 +25,11 @@ def mask_shapes(family: MaskFamily, draws: int = _DRAWS) -> set[tuple[int, ...]]
     return {(mask.context_ids.shape[1], *mask.target_ids.shape[1:]) for mask in masks}
 
 
+def graphs_made() -> int:
+    """How many graphs torch.compile has made in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
 def compile_parts(objective: Objective, families: Sequence[MaskFamily]) -> bool:
     """Compile the objective's encoders and predictor; returns whether for static shapes.
 
@@ -34,7 +40,8 @@ def compile_parts(objective: Objective, families: Sequence[MaskFamily]) -> bool:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     counts = [len(mask_shapes(family)) for family in families]
     static = max(counts) == 1
-    for part in objective.children():
+    # hooks bring the weights of a block together where they are cut over processes, so graphs end there anyway
+    for part in blocks_of(objective) if is_sharded(objective) else objective.children():
         part.compile(dynamic=False if static else None)
     if not static:
         log.info(

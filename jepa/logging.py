@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -180,30 +180,55 @@ class StepWindow:
         return self._first, rows
 
 
+class Lap(NamedTuple):
+    """``step_s``: seconds per steady step. ``waited``: the share of them spent waiting for data. The warm-up steps of
+    the lap, ``warmup_s`` in all, are not in these (unless there were no others)."""
+
+    step_s: float
+    waited: float
+    warmup_s: float
+    warmup_steps: int
+
+
 class StepTimer:
     """Wall-clock time of steps, and the share of it spent waiting for data. No device sync: see ``lap``."""
 
     def __init__(self) -> None:
-        self._start = self._begun = time.perf_counter()
-        self._waited = 0.0
+        self._start = self._begun = self._step_start = time.perf_counter()
+        self._waited = self._step_waited = 0.0
+        self._warmup_s, self._warmup_steps = 0.0, 0
+        self._graphs: int | None = None
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around asking for a batch."""
         started = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - started
+        self._step_waited += time.perf_counter() - started
 
-    def lap(self, steps: int, clips: int) -> dict[str, float]:
+    def stepped(self, loss: Tensor, graphs: int = 0) -> None:
+        """Call after every step. ``graphs``: how many torch.compile has made so far. The first step and every one that
+        made a graph are warm-up: they are waited for, and their time is kept apart from that of the others."""
+        if graphs == self._graphs:
+            self._waited += self._step_waited
+            self._step_start = time.perf_counter()
+        else:
+            loss.item()
+            now = time.perf_counter()
+            taken = now - self._step_start
+            self._warmup_s, self._warmup_steps = self._warmup_s + taken, self._warmup_steps + 1
+            self._start, self._step_start, self._graphs = self._start + taken, now, graphs
+        self._step_waited = 0.0
+
+    def lap(self, steps: int) -> Lap:
         """Figures since the last lap; exact when the caller has just read a value of the last step from the device."""
-        elapsed = max(time.perf_counter() - self._start, 1e-9)
-        figures = {
-            "time/step_s": elapsed / max(steps, 1),
-            "time/clips_per_s": clips / elapsed,
-            "time/data_wait_share": self._waited / elapsed,
-        }
-        self._start, self._waited = time.perf_counter(), 0.0
-        return figures
+        steady, elapsed = steps - self._warmup_steps, max(time.perf_counter() - self._start, 1e-9)
+        if steady <= 0:
+            steady, elapsed = self._warmup_steps, max(self._warmup_s, 1e-9)
+        lap = Lap(elapsed / max(steady, 1), self._waited / elapsed, self._warmup_s, self._warmup_steps)
+        self._start = self._step_start = time.perf_counter()
+        self._waited, self._warmup_s, self._warmup_steps = 0.0, 0.0, 0
+        return lap
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[float]:
@@ -212,8 +237,7 @@ class StepTimer:
         started = time.perf_counter()
         yield started - self._begun
         pause = time.perf_counter() - started
-        self._start += pause
-        self._begun += pause
+        self._start, self._step_start, self._begun = self._start + pause, self._step_start + pause, self._begun + pause
 
 
 def duration(seconds: float) -> str:
@@ -245,7 +269,8 @@ def trained_seconds(records: Sequence[Mapping[str, Any]]) -> float:
     step, seconds = 0, 0.0
     for record in records:
         if "time/step_s" in record:
-            seconds += (record["step"] - step) * record["time/step_s"]
+            steady = record["step"] - step - record.get("time/warmup_steps", 0)
+            seconds += steady * record["time/step_s"] + record.get("time/warmup_s", 0.0)
             step = record["step"]
     return seconds
 

@@ -43,7 +43,7 @@ FREE_KEYS = (
     "train.steps", "train.device", "train.save_every", "train.keep_last",
     "train.keep_every", "train.log_every", "train.progress", "train.tensorboard", "train.parallel",
     "train.activation_checkpointing", "train.time_limit_min", "train.timeout_s", "data.workers", "data.prefetch",
-    "data.cache_mb", "data.max_failed",
+    "data.cache_mb", "data.max_failed", "data.shard_cache_gb",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.logging import RunLog, StepTimer, StepWindow, duration, logger, read_metrics
+from jepa.logging import Lap, RunLog, StepTimer, StepWindow, duration, logger, read_metrics, trained_seconds
 
 
 def open_log(run_dir: Path, **changes: object) -> RunLog:
@@ -90,17 +90,35 @@ def test_window_keeps_tensors_until_read() -> None:
 def test_timer_and_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("jepa.logging.time.perf_counter", lambda: now[0])
-    timer = StepTimer()
-    with timer.waiting():
-        now[0] = 1.0
-    now[0] = 4.0
-    assert timer.lap(2, 8) == {"time/step_s": 2.0, "time/clips_per_s": 2.0, "time/data_wait_share": 0.25}
-    now[0] = 6.0  # a first step of the next lap
+    timer, loss = StepTimer(), torch.tensor(1.0)
+
+    def step(waits: float, computes: float, graphs: int = 0) -> None:
+        with timer.waiting():
+            now[0] += waits
+        now[0] += computes
+        timer.stepped(loss, graphs)
+
+    step(5.0, 3.0)  # the loader starts, the first step plans
+    assert timer.lap(1) == Lap(8.0, 0.0, 8.0, 1)  # there is nothing else to tell
+    step(1.0, 2.0)
+    step(0.0, 1.0)
+    assert timer.lap(2) == Lap(2.0, 0.25, 0.0, 0)
+    step(0.0, 2.0)
     with timer.paused():
-        now[0] = 16.0  # the monitor looks
-    now[0] = 18.0
-    assert timer.lap(2, 8) == {"time/step_s": 2.0, "time/clips_per_s": 2.0, "time/data_wait_share": 0.0}
+        now[0] += 10.0  # the monitor looks
+    step(1.0, 30.0, graphs=1)  # another shape is compiled
+    step(1.0, 3.0, graphs=1)
+    assert timer.lap(3) == Lap(3.0, pytest.approx(1 / 6), 31.0, 1)
     assert [duration(s) for s in (42.4, 190, 7500)] == ["42s", "3m10s", "2h05m"]
+
+
+def test_trained_seconds_counts_warm_up_once() -> None:
+    records = [
+        {"step": 2, "time/step_s": 1.0, "time/warmup_s": 8.0, "time/warmup_steps": 1},
+        {"step": 2, "monitor/rankme": 3.0},
+        {"step": 4, "time/step_s": 2.0},
+    ]
+    assert trained_seconds(records) == 8.0 + 1.0 + 2 * 2.0
 
 
 def test_a_full_disk_is_reported_in_one_sentence(tmp_path):

@@ -19,9 +19,9 @@ Recompute = Literal["none", "selective", "full"]
 
 def _kept_operators() -> frozenset[Any]:
     """Matrix products and fused attention; a name that this version of torch does not have is left out."""
-    names = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_mm", "_addmm_activation")
+    products = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_mm", "_addmm_activation")
     attention = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
-    names += tuple(f"_scaled_dot_product_{kind}" for kind in attention)
+    names = (*products, *(f"_scaled_dot_product_{kind}" for kind in attention))
     return frozenset(getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name))
 
 

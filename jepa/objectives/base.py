@@ -5,10 +5,13 @@ Shape legend: B batch, Nc context tokens, M target blocks, Nt targets per block,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from jepa.config import ConfigError
 from jepa.models.encoder import Encoder
+from jepa.models.flops import Work, encoder_flops, predictor_flops
 from jepa.models.predictor import Predictor
 from jepa.types import Batch, Loss, Mask, TokenGrid
 
@@ -28,6 +31,10 @@ class Objective(nn.Module):
         that is done."""
         raise AssertionError(f"{type(self).__name__} must define forward")
 
+    def work(self, masks: Sequence[Mask]) -> Work:
+        """What a step on a batch of clips with these masks costs, forward and backward, for the run's throughput."""
+        raise AssertionError(f"{type(self).__name__} must define work")
+
     def after_step(self, progress: float) -> None:
         """Called after every optimizer step with the progress after it; for what is not trained by gradient."""
 
@@ -46,3 +53,14 @@ def predict_blocks(predictor: Predictor, context: Tensor, mask: Mask, family: in
         context, ids = context.repeat_interleave(blocks, dim=0), ids.repeat_interleave(blocks, dim=0)
     predictions: Tensor = predictor(context, ids, mask.target_ids.flatten(0, 1), mask_token=family, grid=grid)
     return predictions.unflatten(0, (batch_size, blocks))
+
+
+def masked_work(encoder: Encoder, predictor: Predictor, masks: Sequence[Mask]) -> Work:
+    """Context encoder and predictor on every mask family, forward and backward; not the targets."""
+    flops, tokens = 0.0, 0
+    for mask in masks:
+        clips, context = mask.context_ids.shape
+        _, blocks, targets = mask.target_ids.shape
+        row = encoder_flops(encoder, context, trained=True) + blocks * predictor_flops(predictor, context, targets)
+        flops, tokens = flops + clips * row, tokens + clips * context
+    return Work(flops, tokens)

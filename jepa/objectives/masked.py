@@ -9,6 +9,7 @@ Shape legend: B batch, N tokens, Nc context, M target blocks, Nt targets per blo
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.models.flops import Work, encoder_flops
 from jepa.models.predictor import Predictor, PredictorConfig
-from jepa.objectives.base import Objective, check_families, predict_blocks
+from jepa.objectives.base import Objective, check_families, masked_work, predict_blocks
 from jepa.objectives.ema import update_ema
 from jepa.objectives.regularizers import RegularizerConfig, regularize
 from jepa.schedules import RampKind, ramp
@@ -54,7 +56,7 @@ class MaskedObjective(Objective):
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.predictor = Predictor(
             config.predictor, self.encoder.embed_dim, self.encoder.grid, num_families, encoder.position, encoder.rope,
-        )
+        )  # fmt: skip
         self.num_families = num_families
 
     def forward(self, batch: Batch, progress: float) -> Loss:
@@ -79,6 +81,13 @@ class MaskedObjective(Objective):
             "momentum": total.new_full((), self.momentum(progress)),
         }
         return Loss(total, {"prediction": prediction.detach(), **terms})
+
+    def work(self, masks: Sequence[Mask]) -> Work:
+        """The target encoder on whole clips, context encoder and predictor; regularizers are left out."""
+        clips, tokens = masks[0].context_ids.shape[0], self.encoder.grid.size
+        rest = masked_work(self.encoder, self.predictor, masks)
+        targets = encoder_flops(self.target_encoder, tokens, trained=False)
+        return Work(clips * targets + rest.flops, clips * tokens + rest.tokens)
 
     @torch.no_grad()
     def targets(self, clip: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ P pixel values of a tubelet: C x tubelet_size x patch_size x patch_size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,8 +19,9 @@ from torch.nn import functional as F
 
 from jepa.config import ConfigError
 from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.models.flops import Work
 from jepa.models.predictor import Predictor, PredictorConfig
-from jepa.objectives.base import Objective, check_families, predict_blocks
+from jepa.objectives.base import Objective, check_families, masked_work, predict_blocks
 from jepa.types import Batch, ClipConfig, Loss, Mask
 
 _EPS = 1e-6  # of the variance: a tubelet of one colour has the target 0, not its amplified rounding errors
@@ -83,6 +85,10 @@ class PixelsObjective(Objective):
         discarded = sum(mask.discarded for mask in batch.masks) / len(batch.masks)
         terms = {f"prediction_{family}": error.detach() for family, error in enumerate(errors)}
         return Loss(total, {"prediction": total.detach(), **terms, "discarded": total.new_full((), discarded)})
+
+    def work(self, masks: Sequence[Mask]) -> Work:
+        """Encoder and decoder."""
+        return masked_work(self.encoder, self.decoder, masks)
 
     @torch.no_grad()
     def targets(self, clip: Tensor, ids: Tensor | None = None) -> Tensor:
