@@ -1,12 +1,14 @@
 """Online probes: the probes of ``jepa eval``, on the target encoder of a run that is still training.
 
 The same clips every time, the heads chosen on held-out training clips, the accuracy on other clips. Rank 0 probes;
-other processes wait for it in their next step. Training does not notice: the same numbers come out with and without.
+other processes wait for it in their next step. Where the model is cut over processes, all of them encode the clips that
+rank 0 reads. Training does not notice: the same numbers come out with and without.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +28,7 @@ from jepa.data.transforms import ClipTransform
 from jepa.logging import RunLog, read_metrics, trained_seconds
 from jepa.observer import OnlineConfig, OnlineProbe
 from jepa.session import Session
-from jepa.types import TokenGrid
+from jepa.types import Batch, TokenGrid
 
 log = logging.getLogger("jepa")
 DEVICE_BYTES = 512 * 2**20  # of features on the training's own device; more than that are moved batch by batch
@@ -69,9 +71,10 @@ class OnlineProbes:
         assert session.config.online is not None
         self.session, self.log, self.clock, self.summary = session, run_log, clock, ""
         self.online = session.config.online
-        session.run.on_main(self._open)
+        self.last = session.run.on_main(self._open)
 
-    def _open(self) -> None:
+    def _open(self) -> int:
+        """Choose the clips; the step of the last look of an earlier start, or -1."""
         online, config, encoder = self.online, self.session.config, self.session.objective.target_encoder
         self.cells = cells_of(online, encoder.grid)
         self.sides = open_sides(online, config.data, config.clip)
@@ -86,17 +89,23 @@ class OnlineProbes:
         looks = [record for record in records if "time/online_s" in record]
         self.before_s = trained_seconds(records)
         self.trained_s, self.told = self.before_s, False
-        self.last = int(looks[-1]["step"]) if looks else -1
         seconds = [float(record["time/online_s"]) for record in looks]
         # the dearest look so far: the first one after a new start has to decode again
         self.budget = Budget(max_share=online.max_share, spent_s=sum(seconds), expected_s=max(seconds, default=None))
         log.info("online probes: %d training and %d test clips, %s; at most %.3g %% of the training time",
                  *map(len, self.clips), " and ".join(self.sides.classes), 100 * online.max_share)  # fmt: skip
+        return int(looks[-1]["step"]) if looks else -1
 
     def due(self, step: int, trained_s: float) -> bool:
         """Every ``online.every`` steps, as soon as the share allows it; the first and the last look do not wait."""
-        if not self.session.run.is_main:
-            return False
+        run = self.session.run
+        if not self.session.sharded:
+            return run.is_main and self._due(step, trained_s)
+        if step != self.session.config.train.steps and step // self.online.every <= self.last // self.online.every:
+            return False  # known to all without a word
+        return run.on_main(lambda: self._due(step, trained_s))
+
+    def _due(self, step: int, trained_s: float) -> bool:
         self.trained_s = self.before_s + trained_s
         if step == self.session.config.train.steps:
             return True
@@ -113,7 +122,13 @@ class OnlineProbes:
         return fits
 
     def look(self, step: int) -> None:
-        """Encode, fit, score, log."""
+        """Encode, fit, score, log; all but rank 0 encode alone."""
+        if not self.session.run.is_main:
+            with unnoticed(self.session):
+                for _ in itertools.chain(self._tokens(None), self._tokens(None)):  # training clips, then test clips
+                    pass
+            self.last = step
+            return
         synchronize(self.session.run.device)  # steps that are still under way are not probing
         began, first = self.clock(), self.clips[0].kept is None
         with unnoticed(self.session):
@@ -133,25 +148,35 @@ class OnlineProbes:
         self.log.metrics(step, record)
 
     def _encode(self, clips: Clips) -> Seen:
-        """Tokens of the whole clips under the run's precision, pooled at once, so that few bytes are kept."""
-        session, wanted = self.session, "attentive" in self.online.probes
-        encoder, transform = session.objective.target_encoder, ClipTransform(clips.clip)
+        """Tokens of the whole clips, pooled at once, so that few bytes are kept."""
+        wanted, grid = "attentive" in self.online.probes, self.session.objective.target_encoder.grid
         items, vectors, pooled = [], [], []
-        with torch.no_grad():  # not inference_mode: what an encoder keeps from here must do for training too
-            for batch in clips.batches():
-                assert batch.index is not None
-                ready = transform(batch.to(session.run.device))
-                with session.run.autocast():
-                    tokens = encoder(ready.clip)
-                tokens = tokens.float()
-                items.append(batch.index)
-                vectors.append(tokens.mean(dim=1).cpu())
-                if wanted:
-                    pooled.append(pool_cells(tokens, encoder.grid, self.cells).cpu())
+        for index, tokens in self._tokens(clips):
+            items.append(index)
+            vectors.append(tokens.mean(dim=1).cpu())
+            if wanted:
+                pooled.append(pool_cells(tokens, grid, self.cells).cpu())
         if not items:
             where = ", ".join(source.config.path for source in clips.sources)
             raise ConfigError(f"config key 'online': none of the {len(clips)} clips of {where} can be read")
         return Seen(torch.cat(items), torch.cat(vectors), torch.cat(pooled) if wanted else None)
+
+    @torch.no_grad()  # not inference_mode: what an encoder keeps from here must do for training too
+    def _tokens(self, clips: Clips | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(indices, fp32 tokens ``[B, N, D]``) of batches of clips under the run's precision. Where the model is cut
+        over processes, the others get rank 0's batches: they have no ``clips``."""
+        session = self.session
+        encoder, transform = session.objective.target_encoder, ClipTransform(session.config.clip)
+
+        def read() -> Iterator[Batch]:
+            return iter(()) if clips is None else clips.batches()
+
+        for batch in session.run.from_main(read) if session.sharded else read():
+            assert batch.index is not None
+            ready = transform(batch.to(session.run.device))
+            with session.run.autocast():
+                tokens = encoder(ready.clip)
+            yield batch.index, tokens.float()
 
     def _probe(self, train: Seen, test: Seen) -> dict[str, float]:
         """Every probe on every label."""

@@ -3,8 +3,9 @@
 A checkpoint holds plain containers and tensors only, so ``torch.load(weights_only=True)`` reads it:
 ``format``, ``code_version``, ``step``, ``config`` (the whole TrainConfig), ``clip`` and ``encoder_config`` (what
 ``load_encoder`` needs), ``objective`` (state dict), ``optimizer``, ``scaler``, ``rng`` (one entry per process),
-``loader`` (sampler position). Files are ``run_dir/checkpoints/step_00001000.pt``; beside them lies
-``run_dir/config.yaml``, which guards the directory against a run with another configuration.
+``loader`` (sampler position). Files are ``run_dir/checkpoints/step_00001000.pt``, or folders ``step_00001000.dcp``
+where the model is cut over processes (``jepa.sharded_checkpoint``): both are read alike, by any number of processes.
+Beside them lies ``run_dir/config.yaml``, which guards the directory against a run with another configuration.
 
 Policy: the last ``keep_last`` are kept, and every one whose step is a multiple of ``keep_every``.
 """
@@ -26,8 +27,10 @@ import yaml
 from torch import Tensor
 
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
+from jepa.distributed import Run
 from jepa.files import atomic_write
 from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.sharded_checkpoint import SUFFIX, is_sharded_checkpoint, read_sharded, remove, write_sharded
 from jepa.tensorfiles import CheckpointError, build_loaded, read_torch_file
 from jepa.types import ClipConfig
 
@@ -49,18 +52,47 @@ def save_checkpoint(
     path = checkpoint_path(run_dir, step)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(".*.tmp"):  # left by a process that was killed while it wrote
-            stale.unlink()
-        with atomic_write(path) as file:
-            torch.save({"format": FORMAT, "code_version": code_version(), "step": step, **state}, file)
+        sweep(path.parent)
+        write_checkpoint(path, {**described(step), **state})
     except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
-        previous = latest_checkpoint(run_dir)
-        raise CheckpointError(
-            f"checkpoint {path} could not be written: {_reason(path, error)}; "
-            f"last good checkpoint: {previous or 'none'}; free space or choose another run_dir, then run again"
-        ) from error
+        raise _unwritten(path, _reason(path, error)) from error
     prune(run_dir, keep_last, keep_every)
     return path
+
+
+def save_sharded(
+    run_dir: str | Path, step: int, state: Mapping[str, Any], run: Run, *, keep_last: int = 2,
+    keep_every: int | None = None,
+) -> Path:  # fmt: skip
+    """As ``save_checkpoint``, for tensors in shards, into a folder; called on every process."""
+    path = checkpoint_path(run_dir, step).with_suffix(SUFFIX)
+    run.on_main(lambda: sweep(path.parent))
+    try:
+        write_sharded(path, {**described(step), **state}, run)
+    except CheckpointError as error:
+        raise _unwritten(path, str(error)) from error
+    run.on_main(lambda: prune(run_dir, keep_last, keep_every))
+    return path
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """One file that appears complete or not at all."""
+    with atomic_write(path) as file:
+        torch.save(dict(state), file)
+
+
+def described(step: int) -> dict[str, Any]:
+    """What every checkpoint says about itself first."""
+    return {"format": FORMAT, "code_version": code_version(), "step": step}
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a process left that was killed while it wrote or deleted."""
+    for stale in folder.glob(".*.tmp"):
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
 
 
 def prune(run_dir: str | Path, keep_last: int, keep_every: int | None) -> None:
@@ -68,7 +100,15 @@ def prune(run_dir: str | Path, keep_last: int, keep_every: int | None) -> None:
     paths = list_checkpoints(run_dir)
     for path in paths[: -max(keep_last, 1)]:
         if not keep_every or step_of(path) % keep_every:
-            path.unlink(missing_ok=True)
+            remove(path)
+
+
+def _unwritten(path: Path, reason: str) -> CheckpointError:
+    previous = latest_checkpoint(path.parent.parent)
+    return CheckpointError(
+        f"checkpoint {path} could not be written: {reason}; last good checkpoint: {previous or 'none'}; free space or "
+        "choose another run_dir, then run again"
+    )
 
 
 def _reason(path: Path, error: OSError | RuntimeError) -> str:
@@ -93,9 +133,10 @@ def step_of(path: Path) -> int:
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
+    """Checkpoints of a run, files and folders, oldest first."""
     folder = Path(run_dir) / "checkpoints"
-    return sorted((p for p in folder.glob("step_*.pt") if p.stem[5:].isdigit()), key=step_of)
+    found = [*folder.glob("step_*.pt"), *(p for p in folder.glob(f"step_*{SUFFIX}") if is_sharded_checkpoint(p))]
+    return sorted((p for p in found if p.stem[5:].isdigit()), key=step_of)
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
@@ -105,14 +146,17 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file that ``path`` means: a checkpoint itself, or a run directory's newest. Raises ``CheckpointError``."""
+    """The checkpoint that ``path`` means: itself, file or folder, or a run directory's newest. Raises
+    ``CheckpointError``."""
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not is_sharded_checkpoint(path):
         latest = latest_checkpoint(path)
         if latest is None:
-            raise CheckpointError(f"run directory {path} holds no checkpoint (looked for checkpoints/step_*.pt)")
+            raise CheckpointError(
+                f"run directory {path} holds no checkpoint (looked for checkpoints/step_*.pt and step_*{SUFFIX})"
+            )
         return latest
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path} is neither a run directory nor a checkpoint file")
     return path
 
@@ -120,10 +164,11 @@ def find_checkpoint(path: str | Path) -> Path:
 def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint (or the newest one of a run directory) onto the CPU. Raises ``CheckpointError``.
 
-    ``mmap``: map tensors from the file, so that only those in use are read.
+    ``mmap``: map tensors from the file, so that only those in use are read. Of a folder each weight is then read when
+    it is asked for, and the optimizer's state is left out.
     """
     path = find_checkpoint(path)
-    state = read_torch_file(path, mmap=mmap)
+    state = read_sharded(path, whole=not mmap) if path.is_dir() else read_torch_file(path, mmap=mmap)
     missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(f"{path} is not a checkpoint of this toolkit: it lacks {', '.join(missing)}")
@@ -142,7 +187,7 @@ def load_encoder(path: str | Path, weights: Literal["target_encoder", "encoder"]
     if weights not in ("target_encoder", "encoder"):
         raise ValueError(f"weights must be 'target_encoder' or 'encoder', not {weights!r}")
     prefix = weights if any(name.startswith(f"{weights}.") for name in tensors) else "encoder"
-    own = {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+    own = {name.removeprefix(f"{prefix}."): tensors[name] for name in tensors if name.startswith(f"{prefix}.")}
     config, clip = from_dict(EncoderConfig, state["encoder_config"]), from_dict(ClipConfig, state["clip"])
     return build_loaded(lambda: Encoder(config, clip), own, path)[0]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -20,16 +20,11 @@ from torch import Tensor, nn
 
 from jepa.config import suggest
 from jepa.precision import choose_precision, mixed
+from jepa.rendezvous import DistributedError, RollCall, environment
 
+__all__ = ["DistributedError", "Parallel", "Run", "choose_device", "process_place", "sum_over_processes", "to_float64"]
 T = TypeVar("T")
 Parallel = Literal["ddp", "fsdp"]
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-class DistributedError(ValueError):
-    """The processes of a run cannot work together; the message says what is missing."""
-
-
 @dataclass(slots=True)
 class Run:
     """Device, precision and rank of this process. Made by ``Run.start``; ``close`` it (or use ``with``) at the end."""
@@ -39,23 +34,27 @@ class Run:
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
+    timeout_s: float = 600.0
     _vote: tuple[Tensor, dist.Work] | None = field(default=None, repr=False)
+    _others: RollCall | None = field(default=None, repr=False)
 
     @classmethod
     def start(cls, device: str = "auto", precision: str = "auto", timeout_s: float = 600.0) -> Run:
         """Join the process group that the environment describes, or be alone when it describes none.
 
         ``device``: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda", "cuda:1", "mps". ``precision``: "auto" is bf16 on
-        CUDA devices that support it and fp32 elsewhere. ``timeout_s``: how long to wait for the other processes.
-        Raises ``ValueError`` for an impossible choice, ``DistributedError`` when the processes cannot find each other.
+        CUDA devices that support it and fp32 elsewhere. ``timeout_s``: how long to wait for the other processes, now
+        and later. The processes exchange CUDA tensors by NCCL, all others by gloo.
+        Raises ``ValueError`` for an impossible choice, ``DistributedError`` when the processes cannot find each other
+        (it names those that never came).
         """
-        rank, local_rank, world_size = _environment()
+        rank, local_rank, world_size = environment()
         place = choose_device(device, local_rank, world_size)
-        run = cls(place, choose_precision(precision, place), rank, local_rank, world_size)
+        run = cls(place, choose_precision(precision, place), rank, local_rank, world_size, timeout_s)
         if place.type == "cuda":
             torch.cuda.set_device(place)
         if world_size > 1:
-            _join(run, timeout_s)
+            run._others = _join(run)
         return run
 
     @property
@@ -68,7 +67,11 @@ class Run:
         if self.world_size == 1:
             return module
         # Buffers are constants or follow from the weights: broadcasting them every step would only cost time.
-        return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        ddp: Any = nn.parallel.DistributedDataParallel
+        newer = "forward_sync_buffers" in inspect.signature(ddp).parameters  # what torch 2.15 calls it
+        alone = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+        wrapped: nn.Module = ddp(module, gradient_as_bucket_view=True, **alone)
+        return wrapped
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Mixed precision for the forward pass; nothing at fp32."""
@@ -121,6 +124,15 @@ class Run:
             raise box[1]
         return box[0]
 
+    def from_main(self, items: Callable[[], Iterator[T]]) -> Iterator[T]:
+        """The items that rank 0 makes, one after the other, on every process; a ``ValueError`` is raised on each."""
+        source = items() if self.is_main else iter(())
+        while True:
+            found = self.on_main(lambda: [item for _, item in zip(range(1), source, strict=False)])
+            if not found:
+                return
+            yield found[0]
+
     def any_last_step(self, flag: bool) -> bool:
         """Whether any process raised its flag in the *previous* call; call it once per step on every process.
 
@@ -138,10 +150,19 @@ class Run:
         self._vote = (votes, dist.all_reduce(votes, op=dist.ReduceOp.MAX, async_op=True))
         return decided
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        if self.world_size > 1:
-            dist.barrier()
+    def barrier(self, occasion: str = "barrier", timeout_s: float | None = None) -> None:
+        """Wait until every process is here, on whatever device it computes.
+
+        Raises ``DistributedError`` after ``timeout_s`` (the run's, if not given) with the ranks that are missing and
+        their hosts; ``occasion`` says in it what was waited for.
+        """
+        if self._others is not None:
+            self._others.meet(occasion, self.timeout_s if timeout_s is None else timeout_s)
+
+    @property
+    def hosts(self) -> dict[int, str]:
+        """The host of every rank; empty when alone."""
+        return {} if self._others is None else self._others.hosts
 
     def close(self, failed: bool = False) -> None:
         """Leave the process group. ``failed``: an error is on its way, so nobody is waited for."""
@@ -149,6 +170,9 @@ class Run:
             # An exchange still under way while the interpreter shuts down takes the process with it (abort).
             self._vote[1].wait()
         self._vote = None
+        if self._others is not None:
+            self._others.leave(wait=not failed)
+            self._others = None
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -181,48 +205,54 @@ def choose_device(device: str = "auto", local_rank: int = 0, world_size: int = 1
     return torch.device("cuda", index)
 
 
-def _environment() -> tuple[int, int, int]:
-    """(rank, local rank, world size) from torch's variables; (0, 0, 1) when there are none."""
-    found = [name for name in _VARIABLES if os.environ.get(name)]
-    if "RANK" not in found and "WORLD_SIZE" not in found:
-        tasks = os.environ.get("SLURM_NTASKS", "1")
-        if "SLURM_PROCID" in os.environ and tasks.isdigit() and int(tasks) > 1:
-            raise DistributedError(
-                f"Slurm started {tasks} tasks, but RANK and WORLD_SIZE are not set: they would train {tasks} separate "
-                "models; start with torchrun, or export torch's variables"
-            )
-        return 0, 0, 1
-    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name not in found]
-    if missing:
-        raise DistributedError(f"{', '.join(missing)} missing beside {', '.join(found)}; start with torchrun")
-    try:
-        rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    except ValueError:
-        raise DistributedError("RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers; start with torchrun") from None
-    if not 0 <= rank < world_size:
-        raise DistributedError(f"RANK {rank} does not fit WORLD_SIZE {world_size}; start with torchrun")
-    return rank, local_rank, world_size
-
-
-def _join(run: Run, timeout_s: float) -> None:
+def _join(run: Run) -> RollCall:
     """Set up the process group, or raise ``DistributedError``: never go on alone."""
     if dist.is_initialized():
         raise DistributedError("this process already belongs to a process group; close the earlier Run first")
+    others = RollCall(run.rank, run.world_size, run.timeout_s)
+    others.join()
     # Both backends on CUDA: gloo carries the small CPU votes, NCCL the gradients.
     backend = "cpu:gloo,cuda:nccl" if run.device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+        dist.init_process_group(
+            backend, store=dist.PrefixStore("group", others.store), rank=run.rank, world_size=run.world_size,
+            timeout=datetime.timedelta(seconds=run.timeout_s),
+        )  # fmt: skip
         probe = torch.ones(1, device=run.device)
         dist.all_reduce(probe)
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
-        reason = str(error).strip().splitlines()[0][:300]
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise DistributedError(
-            f"rank {run.rank} of {run.world_size} could not join the others at {place} within {timeout_s:.0f} s: "
-            f"{reason}; check that every process was started and can reach that address"
-        ) from error
+        raise others.failure(error) from error
     if int(probe.item()) != run.world_size:
         raise DistributedError(f"{run.world_size} processes were announced, {int(probe.item())} answered")
+    return others
+
+
+def process_place() -> tuple[int, int]:
+    """(rank, world size) of the process group that this process is in; (0, 1) without one."""
+    together = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # d(sum of all processes' losses) / dx; they are all the same loss, so nothing has to be exchanged again
+        return grads[0] * dist.get_world_size()
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Sum of ``x`` (any shape) over the processes of the group, on each of them; ``x`` itself when alone.
+
+    For a loss that every process computes alike from such sums: its gradient, averaged over the processes as DDP and
+    FSDP do it, is then that of one process with all the data.
+    """
+    return x if process_place()[1] == 1 else _Sum.apply(x)
 
 
 def to_float64(x: Tensor) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from jepa.schedules import RampKind, ScheduleConfig, ramp
+from jepa.sharding import local, total_norm
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,8 +71,8 @@ def apply_schedules(optimizer: Optimizer, config: OptimConfig, step: int, total_
 
 def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
     """Scale the gradient down to ``clip_norm`` where one is set; returns its norm before, a scalar on the device."""
-    parameters = [p for p in module.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = total_norm(gradients)
     if config.clip_norm is not None:
-        nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
+        torch._foreach_mul_([local(g) for g in gradients], (config.clip_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm

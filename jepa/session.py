@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from jepa.checkpoint import (
     load_checkpoint,
     random_state,
     save_checkpoint,
+    save_sharded,
     set_random_state,
 )
 from jepa.compiling import compile_parts
@@ -31,7 +33,9 @@ from jepa.models.recompute import set_recompute
 from jepa.objectives import Objective, build_objective
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
 from jepa.precision import convert_to_float8
-from jepa.tensorfiles import load_strictly
+from jepa.sharded_checkpoint import ShardedTensors, numbered
+from jepa.sharding import build_sharded, exchange_gradients, is_sharded, optimizer_room, put
+from jepa.tensorfiles import load_strictly, refuse_misfits
 from jepa.types import Batch
 
 if TYPE_CHECKING:
@@ -45,11 +49,16 @@ class Session:
     config: TrainConfig
     run: Run
     objective: Objective
-    model: nn.Module  # the objective, wrapped for several processes
+    model: nn.Module  # the objective; for several processes with copies of it, wrapped
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     transform: ClipTransform
     loader: TrainLoader
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is cut over the processes: then all of them take part wherever it computes."""
+        return is_sharded(self.objective)
 
 
 def build(config: TrainConfig, run: Run) -> Session:
@@ -60,21 +69,39 @@ def build(config: TrainConfig, run: Run) -> Session:
             f"train.batch_size {loop.batch_size} must be a multiple of processes x accumulate "
             f"= {run.world_size} x {loop.accumulate}"
         )
-    torch.manual_seed(config.seed)  # the same weights on every process; see seed_step for what follows
-    objective = build_objective(config.objective, config.encoder, config.clip, len(config.masks)).to(run.device)
-    set_recompute(objective, loop.activation_checkpointing)
-    if loop.float8:
-        convert_to_float8(objective, run.device, run.precision)
+    objective = build_model(config, run)
     masks = build_masks(config.masks, objective.encoder.grid)
-    pin = run.device.type == "cuda"
     loader = TrainLoader(
-        config.data, config.clip, masks, loop.batch_size, config.seed, run.rank, run.world_size, pin_memory=pin
-    )
+        config.data, config.clip, masks, loop.batch_size, config.seed, run.rank, run.world_size,
+        pin_memory=run.device.type == "cuda", accumulate=loop.accumulate,
+    )  # fmt: skip
     optimizer = build_optimizer(objective, config.optim)
     if loop.compile:
         compile_parts(objective, masks)
     transform = ClipTransform(config.clip, config.augment)
-    return Session(config, run, objective, run.wrap(objective), optimizer, run.grad_scaler(), transform, loader)
+    model = objective if is_sharded(objective) else run.wrap(objective)
+    return Session(config, run, objective, model, optimizer, run.grad_scaler(), transform, loader)
+
+
+def build_model(config: TrainConfig, run: Run) -> Objective:
+    """The objective on the run's device, in shards where ``train.parallel`` asks for them, with the same weights for
+    any number of processes."""
+    loop = config.train
+
+    def build() -> Objective:
+        torch.manual_seed(config.seed)  # see seed_step for what follows
+        return build_objective(config.objective, config.encoder, config.clip, len(config.masks))
+
+    def prepare(objective: Objective) -> None:
+        set_recompute(objective, loop.activation_checkpointing)
+        if loop.float8:
+            convert_to_float8(objective, run.device, run.precision)
+
+    if loop.parallel == "fsdp" and run.world_size > 1:
+        return build_sharded(build, prepare, run)
+    objective = build().to(run.device)
+    prepare(objective)
+    return objective
 
 
 def restore(session: Session, saved: Path | None) -> int:
@@ -83,20 +110,58 @@ def restore(session: Session, saved: Path | None) -> int:
     if saved is None:
         if config.init_from is not None:
             path = find_checkpoint(config.init_from)
-            load_strictly(session.objective, load_checkpoint(path)["objective"], path)
+            load_weights(session, load_checkpoint(path, mmap=True)["objective"], path)
         return 0
-    state = load_checkpoint(saved)
+    state = load_checkpoint(saved, mmap=True)
     if state["step"] > config.train.steps:
         raise ConfigError(
             f"{saved} is already at step {state['step']}, train.steps is {config.train.steps}; raise it to go on"
         )
-    load_strictly(session.objective, state["objective"], saved)
-    session.optimizer.load_state_dict(state["optimizer"])
+    load_weights(session, state["objective"], saved)
+    load_optimizer(session, state["optimizer"], saved)
     session.scaler.load_state_dict(state["scaler"])
     session.loader.load_state_dict(state["loader"])
     if len(state["rng"]) == run.world_size:
         set_random_state(state["rng"][run.rank], run.device)
     return int(state["step"])
+
+
+def load_weights(session: Session, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """``tensors``, from one file or a folder of shards, into the objective; of shards each process takes its own."""
+    if not session.sharded:
+        whole = tensors.whole() if isinstance(tensors, ShardedTensors) else tensors
+        load_strictly(session.objective, whole, path)
+        return
+    own = session.objective.state_dict()
+    refuse_misfits(own, tensors.empty if isinstance(tensors, ShardedTensors) else tensors, path)
+    fill(own, tensors)
+
+
+def load_optimizer(session: Session, saved: dict[str, Any], path: Path) -> None:
+    """The optimizer's state, from one file or a folder of shards, cut as its parameters are."""
+    optimizer = session.optimizer
+    if "state" in saved and not session.sharded:
+        optimizer.load_state_dict(saved)
+        return
+    moments: Mapping[str, Tensor] = (
+        {f"{n}.{key}": value for n, values in saved["state"].items() for key, value in values.items()}
+        if "state" in saved
+        else ShardedTensors(path, "optimizer.")
+    )
+    shapes = numbered(moments.empty if isinstance(moments, ShardedTensors) else moments)
+    room = optimizer_room(optimizer, shapes)
+    fill({f"{n}.{key}": value for n, values in room.items() for key, value in values.items()}, moments)
+    optimizer.load_state_dict({"state": room, "param_groups": saved["param_groups"]})
+
+
+@torch.no_grad()
+def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy into ``own``, whole or cut, what ``tensors`` has under the same names."""
+    if isinstance(tensors, ShardedTensors):
+        tensors.fill(own)
+        return
+    for name, tensor in own.items():
+        put(tensor, tensors[name])
 
 
 def train_step(session: Session, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -108,13 +173,10 @@ def train_step(session: Session, batch: Batch, step: int) -> dict[str, Tensor]:
     parts = batch.to(run.device).chunk(config.train.accumulate)
     values: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
-        # Only the last micro-batch exchanges gradients between processes.
-        model, last = session.model, number == len(parts) - 1
-        quiet = isinstance(model, nn.parallel.DistributedDataParallel) and not last
-        with model.no_sync() if quiet else contextlib.nullcontext():  # type: ignore[operator]
+        with exchanging(session, number == len(parts) - 1):
             part = session.transform(part)
             with run.autocast():
-                loss = model(part, progress)
+                loss = session.model(part, progress)
             scaler.scale(loss.total / len(parts)).backward()
         for name, value in {"loss": loss.total, **loss.terms}.items():
             share = value.detach() / len(parts)
@@ -128,6 +190,16 @@ def train_step(session: Session, batch: Batch, step: int) -> dict[str, Tensor]:
     return {"loss": values.pop("loss"), "grad_norm": grad_norm, **values}
 
 
+@contextlib.contextmanager
+def exchanging(session: Session, last: bool) -> Iterator[None]:
+    """Gradients travel between processes with the last micro-batch of a step only."""
+    if session.sharded:
+        exchange_gradients(session.objective, last)
+    copies = isinstance(session.model, nn.parallel.DistributedDataParallel)
+    with session.model.no_sync() if copies and not last else contextlib.nullcontext():  # type: ignore[operator]
+        yield
+
+
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Give every step of every process its own random numbers.
 
@@ -138,12 +210,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def save(session: Session, step: int) -> Path:
-    """Write a checkpoint on rank 0; an error there is raised on every process."""
+    """Write a checkpoint: rank 0 one file, or all processes their shards; an error is raised on every process."""
     config, run = session.config, session.run
+    keep_last, keep_every = config.train.keep_last, config.train.keep_every
     states = run.gather(random_state(run.device))
 
-    def write() -> Path:
-        state: dict[str, Any] = {
+    def state() -> dict[str, Any]:
+        return {
             "config": to_dict(config),
             "clip": to_dict(config.clip),
             "encoder_config": to_dict(config.encoder),
@@ -153,8 +226,9 @@ def save(session: Session, step: int) -> Path:
             "rng": states,
             "loader": session.loader.state_dict(),
         }
-        return save_checkpoint(
-            config.run_dir, step, state, keep_last=config.train.keep_last, keep_every=config.train.keep_every
-        )
 
-    return run.on_main(write)
+    if session.sharded:
+        return save_sharded(config.run_dir, step, state(), run, keep_last=keep_last, keep_every=keep_every)
+    return run.on_main(
+        lambda: save_checkpoint(config.run_dir, step, state(), keep_last=keep_last, keep_every=keep_every)
+    )

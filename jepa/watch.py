@@ -23,34 +23,38 @@ _PREFIX = "monitor/"
 
 
 class Watch:
-    """Measures ``session.objective`` on held-out clips and logs numbers, warnings and pictures (rank 0 only).
+    """Measures ``session.objective`` on held-out clips and logs numbers, warnings and pictures.
 
+    Rank 0 does; where the model is cut over processes, all of them compute the same measurements, and rank 0 logs them.
     The clips are taken evenly over the validation videos, cropped in the middle, with masks drawn once from the run's
     seed. Without validation or held-out videos it looks at training videos, and says so.
     """
 
     def __init__(self, session: Session, log: RunLog) -> None:
         self.session, self.log, self.summary = session, log, ""
-        if not session.run.is_main:
+        self.takes_part = session.run.is_main or session.sharded
+        if not self.takes_part:
             return
         config = session.config
         self.monitor = CollapseMonitor(config.monitor)
-        sources = session.loader.validation
-        if not sources:
-            logger.info("no data.validation and no data.holdout: the monitor looks at training videos")
-            sources = session.loader.sources
-        self.batch = held_out_batch(sources, session, config.monitor.clips)
-        records = read_metrics(config.run_dir)
+        self.batch = session.run.on_main(self._open) if session.sharded else self._open()
         self.history = [
             {name.removeprefix(_PREFIX): float(value) for name, value in record.items() if name.startswith(_PREFIX)}
-            for record in records
+            for record in read_metrics(config.run_dir)
             if f"{_PREFIX}pooled_std" in record
         ]
+
+    def _open(self) -> Batch:
+        sources = self.session.loader.validation
+        if not sources:
+            logger.info("no data.validation and no data.holdout: the monitor looks at training videos")
+            sources = self.session.loader.sources
+        return held_out_batch(sources, self.session, self.session.config.monitor.clips)
 
     def due(self, step: int, trained_s: float = 0.0) -> bool:
         """Whether to look after ``step``: every ``monitor.every`` steps, before the first and after the last one."""
         config = self.session.config
-        return self.session.run.is_main and (step % config.monitor.every == 0 or step == config.train.steps)
+        return self.takes_part and (step % config.monitor.every == 0 or step == config.train.steps)
 
     def look(self, step: int) -> None:
         """Measure, log, warn, draw."""
@@ -66,6 +70,8 @@ class Watch:
         self.summary = "  ".join(f"{name} {values[name]:.3g}" for name in shown if name in values)
         record = {f"{_PREFIX}{name}": value for name, value in values.items()}
         self.log.metrics(step, {**record, "time/monitor_s": time.perf_counter() - began})
+        if not session.run.is_main:
+            return
         for warning in self.monitor.warnings(self.history, isinstance(session.objective, PixelsObjective)):
             logger.warning("step %d: %s", step, warning)
 

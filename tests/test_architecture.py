@@ -26,7 +26,7 @@ LAYERS = (
     ("app",),
 )
 HOMES = {
-    "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
+    "webdataset": "jepa/data/", "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
     "timm": "jepa/models/timm_encoder.py", "transformers": "jepa/export/", "onnx": "jepa/export/",
     "huggingface_hub": "jepa/pretrained/download.py", "pyarrow": "jepa/features/", "faiss": "jepa/search.py",
     "sklearn": "evals/probes/sklearn_bridge.py", "tensorboard": "jepa/logging.py",

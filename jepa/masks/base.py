@@ -73,13 +73,13 @@ class MaskFamily:
     def __init__(self, grid: TokenGrid) -> None:
         self.grid = grid
 
-    def draw(self, rng: np.random.Generator, batch_size: int, rows: slice | None = None) -> Mask:
+    def draw(self, rng: np.random.Generator, batch_size: int, rows: slice | list[int] | None = None) -> Mask:
         """Masks of one batch, or of the given ``rows`` of it.
 
         Args:
             rng: what the whole batch depends on; its state moves on by the same amount whatever ``rows`` is.
             batch_size: samples in the global batch, over all ranks.
-            rows: the samples that are wanted here (``None``: all). The result equals that slice of the whole batch.
+            rows: the samples that are wanted here (``None``: all). The result equals those rows of the whole batch.
         """
         seeds = rng.integers(0, 2**64, size=batch_size + 1, dtype=np.uint64)
         return self.build(seeds[1:][rows or slice(None)], shared=seeds[:1])

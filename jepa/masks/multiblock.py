@@ -129,7 +129,7 @@ class MultiBlock(MaskFamily):
 class ReferenceMultiBlock(MultiBlock):
     """The official truncation: ids cut to the smallest number in the batch, the last ones first."""
 
-    def draw(self, rng: np.random.Generator, batch_size: int, rows: slice | None = None) -> Mask:
+    def draw(self, rng: np.random.Generator, batch_size: int, rows: slice | list[int] | None = None) -> Mask:
         seeds = rng.integers(0, 2**64, size=batch_size + 1, dtype=np.uint64)
         shared, seeds = seeds[:1], seeds[1:]
         unions = _unions(self.config.num_blocks, self.lattice, self.block_size(shared), seeds, 1)[:, 0]

@@ -1,7 +1,8 @@
 """Terms that keep features from collapsing, as an option next to (or instead of) the EMA target.
 
 Both look at the context encoder's output, in two views: its tokens ``[B * Nc, D]`` and its mean-pooled clips
-``[B, D]``. Statistics are those of the process's own batch and are computed in fp32.
+``[B, D]``. Statistics are those of the micro-batch over all processes (sums that they exchange), so that the term
+does not depend on the number of processes; they are computed in fp32.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+from jepa.distributed import process_place, sum_over_processes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,35 +78,57 @@ def _check(config: RegularizerConfig, names: tuple[str, ...]) -> None:
         raise ValueError(f"max_tokens must be at least 2, not {config.max_tokens}")
 
 
-def variance_term(features: Tensor, target_std: float = 1.0) -> Tensor:
-    """Mean over dimensions of ``max(0, target_std - std)`` of ``features`` ``[n, D]``; a scalar."""
-    return F.relu(target_std - torch.sqrt(features.var(dim=0) + 1e-4)).mean()
+def variance_term(features: Tensor, target_std: float = 1.0, total: int | None = None) -> Tensor:
+    """Mean over dimensions of ``max(0, target_std - std)`` of ``features`` ``[n, D]``; a scalar.
+
+    ``total``: how many rows all processes have together, if the statistics of all of them are meant (``None``: those
+    of ``features`` alone).
+    """
+    centred = _centred(features, total)
+    variance = _sum(centred.square().sum(dim=0), total) / ((total or len(features)) - 1)
+    return F.relu(target_std - torch.sqrt(variance + 1e-4)).mean()
 
 
-def covariance_term(features: Tensor) -> Tensor:
-    """Sum of the squared off-diagonal covariances of ``features`` ``[n, D]``, divided by D; a scalar."""
-    centred = features - features.mean(dim=0)
-    covariance = centred.T @ centred / (len(features) - 1)
+def covariance_term(features: Tensor, total: int | None = None) -> Tensor:
+    """Sum of the squared off-diagonal covariances of ``features`` ``[n, D]``, divided by D; a scalar. ``total`` as in
+    ``variance_term``."""
+    centred = _centred(features, total)
+    covariance = _sum(centred.T @ centred, total) / ((total or len(features)) - 1)
     # the diagonal is removed by arithmetic, as indexing would copy a D x D matrix
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / features.shape[1]
 
 
-def sigreg_term(features: Tensor, num_slices: int = 64, num_knots: int = 17) -> Tensor:
+def sigreg_term(features: Tensor, num_slices: int = 64, num_knots: int = 17, total: int | None = None) -> Tensor:
     """Distance of ``features`` ``[n, D]`` from an isotropic standard normal; a scalar, near 0 when they match.
 
     Epps-Pulley statistic of random one-dimensional projections: the squared difference between the empirical
-    characteristic function and that of N(0, 1), weighted by exp(-t^2 / 2) and integrated over |t| <= 5.
+    characteristic function and that of N(0, 1), weighted by exp(-t^2 / 2) and integrated over |t| <= 5. ``total`` as
+    in ``variance_term``; the projections are then rank 0's.
     """
     directions = F.normalize(torch.randn(features.shape[1], num_slices, device=features.device), dim=0)
+    if total is not None and process_place()[1] > 1:
+        dist.broadcast(directions, 0)
     knots = torch.linspace(0.0, 5.0, num_knots, device=features.device)  # the integrand is even: half the range
     normal = torch.exp(-0.5 * knots.square())
     angle = (features @ directions)[..., None] * knots  # [n, slices, knots]
-    error = (angle.cos().mean(dim=0) - normal).square() + angle.sin().mean(dim=0).square()
+    waves = _sum(torch.stack((angle.cos().sum(dim=0), angle.sin().sum(dim=0))), total) / (total or len(features))
+    error = (waves[0] - normal).square() + waves[1].square()
     return 2.0 * torch.trapezoid(error * normal, knots, dim=-1).mean()
 
 
+def _centred(features: Tensor, total: int | None) -> Tensor:
+    return features - _sum(features.sum(dim=0), total) / (total or len(features))
+
+
+def _sum(own: Tensor, total: int | None) -> Tensor:
+    return own if total is None else sum_over_processes(own)
+
+
 def regularize(config: RegularizerConfig, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted term for the context encoder's output ``[B, Nc, D]``, and its parts for the log (unweighted)."""
+    """The weighted term for the context encoder's output ``[B, Nc, D]``, and its parts for the log (unweighted).
+
+    In a process group a collective call: the statistics are those of all processes' tokens.
+    """
     total = tokens.new_zeros((), dtype=torch.float32)
     terms: dict[str, Tensor] = {}
     with torch.autocast(tokens.device.type, enabled=False):
@@ -110,23 +136,29 @@ def regularize(config: RegularizerConfig, tokens: Tensor) -> tuple[Tensor, dict[
             if share == 0:
                 continue
             if name == "tokens":
-                features = _thin(tokens.flatten(0, 1), config.max_tokens).float()
+                features, rows = _thin(tokens.flatten(0, 1), config.max_tokens)
+                features = features.float()
             else:
-                features = tokens.float().mean(dim=1)
+                features, rows = tokens.float().mean(dim=1), len(tokens) * process_place()[1]
             if isinstance(config, SigRegConfig):
-                parts = {"sigreg": (config.weight, sigreg_term(features, config.num_slices, config.num_knots))}
+                parts = {"sigreg": (config.weight, sigreg_term(features, config.num_slices, config.num_knots, rows))}
             else:
                 parts = {
-                    "variance": (config.weight, variance_term(features, config.target_std)),
-                    "covariance": (config.covariance_weight, covariance_term(features)),
+                    "variance": (config.weight, variance_term(features, config.target_std, rows)),
+                    "covariance": (config.covariance_weight, covariance_term(features, rows)),
                 }
             total = total + share * sum(weight * value for weight, value in parts.values())
             terms |= {f"{key}_{name}": value.detach() for key, (_, value) in parts.items()}
     return total, terms
 
 
-def _thin(features: Tensor, limit: int | None) -> Tensor:
-    if limit is None or len(features) <= limit:
-        return features
-    rows = torch.arange(limit, device=features.device) * len(features) // limit
-    return features[rows]
+def _thin(features: Tensor, limit: int | None) -> tuple[Tensor, int]:
+    """This process's share of ``limit`` rows spread evenly over those of all processes ``[n, D]`` each, and how many
+    rows all of them keep."""
+    rank, world_size = process_place()
+    total = len(features) * world_size
+    if limit is None or total <= limit:
+        return features, total
+    first, end = (-(-place * limit // world_size) for place in (rank, rank + 1))  # on the host: no sync
+    rows = torch.arange(first, end, device=features.device) * total // limit - rank * len(features)
+    return features[rows], limit
