@@ -242,15 +242,16 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # d(sum of all processes' losses) / dx; they are all the same loss, so nothing has to be exchanged again
-        return grads[0] * dist.get_world_size()
+        total = grads[0].clone()  # every process's loss depends on x
+        dist.all_reduce(total)
+        return total
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
     """Sum of ``x`` (any shape) over the processes of the group, on each of them; ``x`` itself when alone.
 
-    For a loss that every process computes alike from such sums: its gradient, averaged over the processes as DDP and
-    FSDP do it, is then that of one process with all the data.
+    Gradients flow through it to every process. Where all compute the same loss from such sums, the gradient averaged
+    over them, as DDP and FSDP do it, is that of one process with all the data. Backward is a collective call, too.
     """
     return x if process_place()[1] == 1 else _Sum.apply(x)
 
