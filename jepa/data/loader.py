@@ -48,7 +48,7 @@ class _TrainBatches(Dataset[tuple[Batch | None, list[Failure]]]):
 
     def __init__(
         self, sources: list[Source], mixture: Mixture, clip: ClipConfig, masks: Sequence[MaskFamily], batch_size: int,
-        rows: slice,
+        rows: list[int],
     ) -> None:  # fmt: skip
         self.sources, self.mixture, self.clip, self.masks = sources, mixture, clip, list(masks)
         self.batch_size, self.rows = batch_size, rows
@@ -56,7 +56,7 @@ class _TrainBatches(Dataset[tuple[Batch | None, list[Failure]]]):
 
     def __getitem__(self, step: int) -> tuple[Batch | None, list[Failure]]:
         first = step * self.batch_size
-        positions = range(first + self.rows.start, first + self.rows.stop)
+        positions = [first + row for row in self.rows]
         clips: list[RawClip] = []
         index: list[int] = []
         failures: list[Failure] = []
@@ -109,7 +109,7 @@ class _TrainBatches(Dataset[tuple[Batch | None, list[Failure]]]):
 
 
 class TrainLoader:
-    """Endless training batches of one rank; ``batch_size`` is the global one.
+    """Endless training batches of one rank; ``batch_size`` is the global one, ``accumulate`` its micro-batches.
 
     ``sources`` are what is trained on, ``validation`` what the monitor may look at. Raises ``ConfigError`` when a
     source cannot be opened, ``VideoError`` while iterating when too many files cannot be decoded.
@@ -117,18 +117,22 @@ class TrainLoader:
 
     def __init__(
         self, data: DataConfig, clip: ClipConfig, masks: Sequence[MaskFamily] = (), batch_size: int = 16, seed: int = 0,
-        rank: int = 0, world_size: int = 1, pin_memory: bool = False,
+        rank: int = 0, world_size: int = 1, pin_memory: bool = False, accumulate: int = 1,
     ) -> None:  # fmt: skip
-        if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(f"batch_size {batch_size} must be a positive multiple of the {world_size} processes")
+        if batch_size < 1 or batch_size % (world_size * accumulate):
+            raise ConfigError(
+                f"batch_size {batch_size} must be a positive multiple of the {world_size} processes x accumulate "
+                f"{accumulate}"
+            )
         self.data, self.batch_size, self.seed, self.pin_memory = data, batch_size, seed, pin_memory
         self.sources, self.validation = open_data(data, clip)
         mixture = Mixture(
             [len(source) for source in self.sources], [source.config.weight for source in self.sources], seed,
             data.clips_per_video,
         )  # fmt: skip
-        share = batch_size // world_size
-        rows = slice(rank * share, (rank + 1) * share)
+        # of every micro-batch its share: then the ranks' k-th micro-batches together are those of a single process
+        share = batch_size // (world_size * accumulate)
+        rows = [row for row in range(batch_size) if row // share % world_size == rank]
         self.dataset = _TrainBatches(self.sources, mixture, clip, masks, batch_size, rows)
         self.next_step = 0
         self.failed: dict[str, str] = {}  # path -> why, of the files that could not be decoded
