@@ -1,14 +1,16 @@
-"""``jepa export RUN DST --format transformers|safetensors|onnx|torch-export``"""
+"""``jepa export RUN DST --format transformers|safetensors|onnx|torch-export|checkpoint``"""
 
 from __future__ import annotations
 
 import argparse
 
+FORMATS = ("transformers", "safetensors", "onnx", "torch-export", "checkpoint")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="RUN", help="run directory, checkpoint, published name or exported folder")
-    parser.add_argument("destination", metavar="DST", help="folder to write, or for graphs a file .onnx or .pt2")
-    parser.add_argument("--format", required=True, choices=("transformers", "safetensors", "onnx", "torch-export"))
+    parser.add_argument("destination", metavar="DST", help="folder, or file .onnx, .pt2 (graphs) or .pt (checkpoint)")
+    parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--weights", choices=("target_encoder", "encoder"), default="target_encoder")
     parser.add_argument("--frames", type=int, help="frames of the clip that a graph is made for (default: the model's)")
     parser.add_argument("--resolution", type=int, help="pixels a side of that clip (default: the model's)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.settings import BASELINES, UNPROBED, EvalConfig
-from jepa.checkpoint import CheckpointError, find_checkpoint, latest_checkpoint, load_checkpoint
+from jepa.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from jepa.config import ConfigError, to_dict
 from jepa.load import load
 from jepa.models.base import ClipEncoder
@@ -44,7 +44,7 @@ def open_subjects(config: EvalConfig) -> list[Subject]:
 
 def run_state(model: str) -> dict[str, Any] | None:
     """The checkpoint behind ``model`` (tensors mapped, not read), ``None`` for a model that no run here has made."""
-    if not os.path.exists(model) or (os.path.isdir(model) and latest_checkpoint(model) is None):
+    if not os.path.exists(model):
         return None
     try:
         return load_checkpoint(model, mmap=True)

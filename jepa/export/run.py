@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal, get_args
 
+from jepa.checkpoint import find_checkpoint, load_checkpoint, write_checkpoint
 from jepa.config import suggest
 from jepa.export.card import model_card
 from jepa.export.folders import CARD, FOLDER_FILES, check_transformers, write_safetensors, write_transformers
@@ -15,9 +16,9 @@ from jepa.export.source import Source, load_source
 from jepa.export.staging import ExportError, check_free, place_files, place_folder, staged
 from jepa.pretrained.loader import Pretrained
 
-Format = Literal["transformers", "safetensors", "onnx", "torch-export"]
+Format = Literal["transformers", "safetensors", "onnx", "torch-export", "checkpoint"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-_SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}
+_SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2"}  # graphs
 
 
 def export(
@@ -32,7 +33,10 @@ def export(
     opset: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Write ``model`` to ``destination``: a folder (transformers, safetensors), or a file (.onnx, .pt2). Returns it.
+    """Write ``model`` to ``destination``: a folder (transformers, safetensors) or a file (.onnx, .pt2, .pt). Returns it.
+
+    Format "checkpoint" makes one file of a checkpoint in shards, with everything in it: training goes on from
+    ``RUN_DIR/checkpoints/step_00001000.pt`` as it would from the shards. It has no model card and no further options.
 
     ``model``: a run directory, a checkpoint, a published name, a folder in the ``transformers`` layout or our own, or
     what ``jepa.load_pretrained`` returned. ``weights``: "target_encoder" or "encoder". ``frames``, ``resolution`` (in
@@ -45,6 +49,8 @@ def export(
     """
     path = Path(destination)
     _check_options(path, format, frames, resolution, dynamic_size, opset)
+    if format == "checkpoint":
+        return _one_file(model, path, weights, force)
     graph = format in _SUFFIX
     check_free(path, () if graph else FOLDER_FILES, force)
     card = path.with_name(f"{path.name}.md")
@@ -70,6 +76,20 @@ def export(
     return path
 
 
+def _one_file(model: str | os.PathLike[str] | Pretrained, path: Path, weights: str, force: bool) -> Path:
+    if isinstance(model, Pretrained) or not os.path.exists(model):
+        raise ExportError("format checkpoint needs a run directory or a checkpoint: nothing else holds a training run")
+    if weights != "target_encoder":
+        raise ExportError(f"format checkpoint has no use for weights {weights!r}: it holds all of them")
+    source = find_checkpoint(model)
+    if path.resolve() == source.resolve():
+        raise ExportError(f"{path} is the checkpoint itself; choose another destination")
+    check_free(path, (), force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(path, load_checkpoint(source))
+    return path
+
+
 def _write_folder(source: Source, format: Format, folder: Path, card: str) -> None:
     folder.mkdir()
     (write_transformers if format == "transformers" else write_safetensors)(source, folder)
@@ -81,8 +101,9 @@ def _check_options(
 ) -> None:  # fmt: skip
     if format not in FORMATS:
         raise ExportError(f"unknown format {format!r}{suggest(format, FORMATS)}; known: {', '.join(FORMATS)}")
-    if format in _SUFFIX and path.suffix != _SUFFIX[format]:
-        raise ExportError(f"the destination of format {format} is a file *{_SUFFIX[format]}, not {path}")
+    suffix = {**_SUFFIX, "checkpoint": ".pt"}.get(format)
+    if suffix is not None and path.suffix != suffix:
+        raise ExportError(f"the destination of format {format} is a file *{suffix}, not {path}")
     for name, value in (("frames", frames), ("resolution", resolution)):
         if value is not None and value < 1:
             raise ExportError(f"{name} must be at least 1, not {value}")
@@ -91,7 +112,7 @@ def _check_options(
     if opset is not None and format != "onnx":
         useless.append("opset")
     if useless:
-        raise ExportError(f"format {format} has no use for {', '.join(useless)}: its models take clips of any size")
+        raise ExportError(f"format {format} has no use for {', '.join(useless)}: leave it out")
     if format == "onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:

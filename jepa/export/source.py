@@ -92,7 +92,8 @@ def _from_run(path: str, weights: str) -> Source:
     found = weights if any(key.startswith(f"{weights}.") for key in names) else "encoder"
     facts = RunFacts(config=state["config"], step=state["step"], code_version=str(state.get("code_version", "unknown")))
     return Source(
-        name=Path(path).resolve().name if Path(path).is_dir() else file.resolve().parent.parent.name, encoder=encoder,
+        name=file.resolve().parent.parent.name if Path(path).resolve() == file.resolve() else Path(path).resolve().name,
+        encoder=encoder,
         predictor=predictor, probe=None, family="run", weights=found,
         run=facts,
     )  # fmt: skip

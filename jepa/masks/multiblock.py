@@ -122,7 +122,8 @@ class MultiBlock(MaskFamily):
         likeness = 2 * unions[row, best].astype(np.float64) + partner
         target = pick(likeness, count, uniforms(seeds, _NOISE, self.lattice.size))
         drawn = sizes[row, best]
-        discarded = np.maximum(drawn - count, 0).sum() / max(drawn.sum(), 1)
+        # a mean over samples: the mean over processes is then that of the whole batch
+        discarded = (np.maximum(drawn - count, 0) / np.maximum(drawn, 1)).mean()
         return Mask(ids_of(~target, self.grid), ids_of(target, self.grid)[:, None], float(discarded))
 
 
