@@ -8,6 +8,7 @@ handler of the pre-timeout signal stores ``checkpoint()`` and asks the cluster, 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -84,7 +85,7 @@ class Worker:
         """Note the start; refuse one too many. Raises ``LaunchError``."""
         step = self._step()
         earlier = [attempt.job_id for attempt in attempts.read_attempts(self.run_dir)]
-        begun = attempts.begin(self.run_dir, job.job_id, socket.gethostname(), step)
+        begun = attempts.begin(self.run_dir, job.job_id, _host(), step)
         if job.job_id not in earlier:
             self._stopped_txt.unlink(missing_ok=True)
         elif reason := attempts.why_stop(begun[:-1], step, self.max_requeues):
@@ -101,6 +102,9 @@ class Worker:
         if error is not None:
             write_error(self.run_dir, job, error)
         if job.global_rank == 0:
+            if error is None:
+                for path in _errors(self.run_dir).glob(f"{job.job_id}_rank*.txt"):  # of an attempt that was overcome
+                    path.unlink()
             how = "done" if error is None else f"failed: {_sentence(error)}"
             attempts.end(self.run_dir, self._step(), how)
 
@@ -180,13 +184,21 @@ def wants_requeue(job: JobEnvironment, reason: str) -> bool:
 def write_error(run_dir: str | Path, job: JobEnvironment, error: BaseException) -> Path:
     """Leave ``error`` in ``launch/errors/JOB_rankK.txt``: rank, host and time, the sentence, and for what is not a
     user's mistake (``ValueError``) the traceback."""
-    path = Path(run_dir) / "launch" / "errors" / f"{job.job_id}_rank{job.global_rank}.txt"
-    head = f"rank {job.global_rank} of {job.num_tasks} on {socket.gethostname()}: {_sentence(error)}"
+    path = _errors(run_dir) / f"{job.job_id}_rank{job.global_rank}.txt"
+    head = f"rank {job.global_rank} of {job.num_tasks} on {_host()}: {_sentence(error)}"
     print(f"jepa: error: {head}", file=sys.stderr, flush=True)
     trace = "" if isinstance(error, ValueError) else "".join(traceback.format_exception(error))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{head}\n(job {job.job_id}, {attempts.now()})\n{trace}")
     return path
+
+
+def _errors(run_dir: str | Path) -> Path:
+    return Path(run_dir) / "launch" / "errors"
+
+
+def _host() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()  # the name that Slurm's commands know
 
 
 def _sentence(error: BaseException) -> str:
