@@ -46,7 +46,7 @@ def _row(model: Any) -> dict[str, Any]:
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
-    from jepa.pretrained.download import cache_folder
+    from jepa.files import cache_folder
 
     head = ("name", "parameters", "pixels", "frames", "source", "licence", "cached")
     cells = [

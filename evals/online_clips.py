@@ -17,8 +17,9 @@ from torch import Tensor
 
 from jepa.config import ConfigError
 from jepa.data.batches import Failure, eval_batches
+from jepa.data.listing import MANIFEST, read_rows
 from jepa.data.loader import DataConfig, eval_options, open_data
-from jepa.data.sources import MANIFEST, Source, SourceConfig, open_source, read_rows
+from jepa.data.sources import Source, SourceConfig, open_source
 from jepa.observer import OnlineConfig
 from jepa.types import Batch, ClipConfig
 from jepa.watch import take

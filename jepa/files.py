@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and where the toolkit keeps what it can get again."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Any]:
         os.fsync(directory)  # the rename itself must survive a power cut
     finally:
         os.close(directory)
+
+
+def cache_folder(cache_dir: str | Path | None = None) -> Path:
+    """``cache_dir``, or ``$JEPA_CACHE``, or ``jepa`` in ``$XDG_CACHE_HOME``, or ``~/.cache/jepa``."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    own = os.environ.get("JEPA_CACHE")
+    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jepa").expanduser()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jepa.data.settings import eval_options
 from jepa.data.sources import ReadOptions, Source, SourceConfig, open_source
+from jepa.data.tar_files import names_shards
 from jepa.data.video import VideoError, is_url, local_path
 from jepa.types import ClipConfig
 
@@ -124,7 +125,7 @@ def _of_source(source: Source) -> list[Video]:
 
 
 def _open_path(path: str, options: ReadOptions, fps: float | None) -> list[Video]:
-    if os.path.isdir(path) or (path.lower().endswith(_LISTS) and os.path.exists(path)):
+    if os.path.isdir(path) or names_shards(path) or (path.lower().endswith(_LISTS) and os.path.exists(path)):
         rate = fps if path.lower().endswith((".npy", ".npz")) else None
         return _of_source(open_source(SourceConfig(path=path, fps=rate), options))
     paths = [path]

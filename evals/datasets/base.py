@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jepa.config import ConfigError
+from jepa.data.listing import VIDEO_SUFFIXES
 from jepa.data.sampling import Span
-from jepa.data.sources import VIDEO_SUFFIXES
 
 ANNOTATION_FOLDERS = ("", "annotations", "labels", "label")
 

@@ -16,7 +16,7 @@ from evals.datasets.base import (
 )
 from jepa.config import ConfigError
 from jepa.data.image import IMAGE_SUFFIXES
-from jepa.data.sources import list_folder
+from jepa.data.listing import list_folder
 
 _KAGGLE = "ILSVRC/Data/CLS-LOC"
 

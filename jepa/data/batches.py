@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -70,13 +71,15 @@ class _Items(Dataset[tuple[list[RawClip], Failure | None]]):
 
     def __init__(self, sources: Sequence[Source], clip: ClipConfig, segments: int) -> None:
         self.clip, self.segments = clip, segments
-        self.items = [(source, item) for source in sources for item in range(len(source))]
+        self.sources, self.ends = list(sources), np.cumsum([len(source) for source in sources])
 
     def __len__(self) -> int:
-        return len(self.items)
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, number: int) -> tuple[list[RawClip], Failure | None]:
-        source, item = self.items[number]
+        at = int(np.searchsorted(self.ends, number, side="right"))
+        source = self.sources[at]
+        item = number - int(self.ends[at]) + len(source)
         requests = [ClipRequest(None, (k, self.segments)) for k in range(self.segments)]
         try:
             return source.load_clips(item, self.clip, requests), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,16 @@ def _width_works(width: int) -> bool:
 # decord tells a video's size only with its first frame, but wants the scaled size before: remembered, so that only the
 # first visit opens a file twice
 _sizes: dict[tuple[str, float], tuple[int, int]] = {}
+_MOST_SIZES = 50_000  # a process that visits a million files must not remember them all
 
 
-def _open(path: str, height: int = -1, width: int = -1) -> Any:
+def _open(path: str, height: int = -1, width: int = -1, file: BinaryIO | None = None) -> Any:
     try:
         # one thread: loader workers are what runs in parallel, and a decoder's own threads lose on short reads
-        return decord.VideoReader(path, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
+        if file is not None:
+            file.seek(0)
+        source = path if file is None else file
+        return decord.VideoReader(source, ctx=decord.cpu(0), width=width, height=height, num_threads=1)
     except (DECORDError, RuntimeError, AssertionError) as error:
         reason = "not a video, or damaged" if "Error reading" in str(error) else one_line(error)
         raise VideoError(f"{path} cannot be opened as a video (decord): {reason}") from None
@@ -44,12 +48,14 @@ class DecordReader(VideoReader):
 
     backend = "decord"
 
-    def __init__(self, path: str, short_side: int | None = None) -> None:
+    def __init__(self, path: str, short_side: int | None = None, file: BinaryIO | None = None) -> None:
         self.path = path
         try:
-            key = (path, 0.0 if is_url(path) else os.path.getmtime(path))
-            plain = None if key in _sizes else _open(path)
+            key = (path, 0.0 if is_url(path) else os.path.getmtime(path) if file is None else file.seek(0, os.SEEK_END))
+            plain = None if key in _sizes else _open(path, file=file)
             if plain is not None:
+                if len(_sizes) >= _MOST_SIZES:
+                    _sizes.clear()
                 height, width = plain[0].shape[:2]
                 _sizes[key] = (int(height), int(width))
             native = self.native = _sizes[key]
@@ -57,7 +63,7 @@ class DecordReader(VideoReader):
             scale = (self.height, self.width) != native and _width_works(self.width)
             if not scale and not _width_works(native[1]):
                 raise VideoError(f"{path}: decord cannot deliver pictures {native[1]} pixels wide; use another reader")
-            self._reader = _open(path, self.height, self.width) if scale else plain or _open(path)
+            self._reader = _open(path, self.height, self.width, file) if scale else plain or _open(path, file=file)
             self.num_frames = len(self._reader)
             self.fps = float(self._reader.get_avg_fps())
         except (DECORDError, RuntimeError) as error:

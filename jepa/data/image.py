@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from jepa.data.array_reader import ArrayReader
 from jepa.data.video import VideoError, VideoReader, is_url, local_path, scaled_size
 from jepa.types import Interpolation
 
@@ -39,11 +41,12 @@ class ImageReader(VideoReader):
     fps = 1.0
 
     def __init__(
-        self, path: str | Path, short_side: int | None = None, interpolation: Interpolation = "bilinear"
-    ) -> None:
+        self, path: str | Path, short_side: int | None = None, interpolation: Interpolation = "bilinear",
+        file: BinaryIO | None = None,
+    ) -> None:  # fmt: skip
         self.path = local_path(os.fspath(path))
         try:
-            with Image.open(self.path) as image:
+            with Image.open(self.path if file is None else file) as image:
                 upright = _rgb(ImageOps.exif_transpose(image))
         except FileNotFoundError:
             raise VideoError(f"{self.path} does not exist") from None
@@ -108,10 +111,27 @@ def _by_number(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
+def _load_array(path: str, file: BinaryIO) -> NDArray[np.uint8]:
+    try:
+        frames = np.load(file)
+    except (OSError, ValueError, EOFError) as error:
+        raise VideoError(f"{path} cannot be read as an array: {error}") from None
+    if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise VideoError(f"{path} must hold uint8 frames [T, H, W, 3]")
+    if 0 in frames.shape:
+        raise VideoError(f"{path} holds no frames: its shape is {list(frames.shape)}")
+    return frames
+
+
 def open_pictures(
-    path: str, fps: float | None, short_side: int | None, interpolation: Interpolation
+    path: str, fps: float | None, short_side: int | None, interpolation: Interpolation, file: BinaryIO | None = None
 ) -> VideoReader | None:
-    """A picture or a folder of pictures (at ``fps``) as a video; ``None`` for any other path."""
+    """A picture, a folder of pictures or a ``.npy`` member of a shard (at ``fps``) as a video; ``None`` for any other
+    path. ``file``: what ``path`` holds, where it is no file of its own."""
+    if file is not None and path.lower().endswith(".npy"):
+        return ArrayReader(path, _load_array(path, file), fps, short_side, interpolation)
+    if file is not None:
+        return ImageReader(path, short_side, interpolation, file) if _is_picture(path) else None
     if is_url(path):
         return None
     if os.path.isdir(path):

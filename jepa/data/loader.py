@@ -20,10 +20,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from jepa.config import ConfigError
 from jepa.data.batches import Failure, collate, eval_batches, leave_signals_to_parent
-from jepa.data.mixture import MASKS, SAMPLE, Mixture, stream
+from jepa.data.mixture import MASKS, SAMPLE, FullOrder, Mixture, Order, ShardOrder, stream
 from jepa.data.sampling import ShortVideoError
 from jepa.data.settings import DataConfig, eval_options, open_data
 from jepa.data.sources import ClipRequest, RawClip, Source
+from jepa.data.tar_index import TarIndex
 from jepa.data.video import VideoError
 from jepa.masks import MaskFamily
 from jepa.types import Batch, ClipConfig
@@ -108,6 +109,24 @@ class _TrainBatches(Dataset[tuple[Batch | None, list[Failure]]]):
         return None
 
 
+def _order(source: Source) -> Order:
+    if source.tar is None:
+        return FullOrder(len(source))
+    return ShardOrder(source.tar.shard_sizes(), source.config.shuffle_shards)
+
+
+def _check_shards(indices: Sequence[TarIndex], max_failed: float) -> None:
+    """Raise ``VideoError`` when too many shards are damaged: how many samples that costs, nobody knows."""
+    broken = {name: reason for index in indices for name, reason in index.broken.items()}
+    count = sum(len(index.shards) for index in indices)
+    if len(broken) > max_failed * count:
+        name, reason = next(iter(broken.items()))
+        raise VideoError(
+            f"{len(broken)} of {count} shards are damaged, more than the share {max_failed} that data.max_failed "
+            f"allows; the first: {name}: {reason}. Mend or remove them, or raise data.max_failed"
+        )
+
+
 class TrainLoader:
     """Endless training batches of one rank; ``batch_size`` is the global one, ``accumulate`` its micro-batches.
 
@@ -127,8 +146,8 @@ class TrainLoader:
         self.data, self.batch_size, self.seed, self.pin_memory = data, batch_size, seed, pin_memory
         self.sources, self.validation = open_data(data, clip)
         mixture = Mixture(
-            [len(source) for source in self.sources], [source.config.weight for source in self.sources], seed,
-            data.clips_per_video,
+            [_order(source) for source in self.sources], [source.config.weight for source in self.sources], seed,
+            data.clips_per_video, batch_size, data.lanes,
         )  # fmt: skip
         # of every micro-batch its share: then the ranks' k-th micro-batches together are those of a single process
         share = batch_size // (world_size * accumulate)
@@ -137,7 +156,10 @@ class TrainLoader:
         self.next_step = 0
         self.failed: dict[str, str] = {}  # path -> why, of the files that could not be decoded
         self._short: set[str] = set()
-        self._num_files = len({path for source in self.sources for path in source.paths})
+        indices = [source.tar.table for source in self.sources if source.tar is not None]
+        self._left_out = sum(index.num_skipped for index in indices)  # samples of shards that cannot be used
+        self._num_files = sum(int(source.file_ids().max()) + 1 for source in self.sources) + self._left_out
+        _check_shards(indices, data.max_failed)
 
     def __len__(self) -> int:
         """Steps in an epoch."""
@@ -171,9 +193,10 @@ class TrainLoader:
             elif failure.path not in self.failed:
                 self.failed[failure.path] = failure.reason
                 log.warning("skipped, cannot be decoded: %s", failure.reason)
-        if len(self.failed) > self.data.max_failed * self._num_files:
+        if self.failed and len(self.failed) + self._left_out > self.data.max_failed * self._num_files:
+            count = len(self.failed) + self._left_out
             raise VideoError(
-                f"{len(self.failed)} of {self._num_files} files cannot be decoded, more than the share "
+                f"{count} of {self._num_files} files cannot be decoded, more than the share "
                 f"{self.data.max_failed} that data.max_failed allows; the first: {next(iter(self.failed.values()))}. "
                 "Mend or remove the files, or raise data.max_failed"
             )
@@ -183,10 +206,9 @@ class TrainLoader:
         """Hash of what is trained on: the names, labels and weights of all items, not where the folder lies."""
         digest = hashlib.sha256()
         for source in self.sources:
-            root = source.config.path
-            digest.update(repr((source.config.weight, source.class_names)).encode())
-            digest.update("\n".join(path.removeprefix(root) for path in source.paths).encode())
-            digest.update(source.labels.tobytes())
+            source.identify(digest)
+        if self.data.lanes > 1:
+            digest.update(repr(self.data.lanes).encode())
         return digest.hexdigest()[:16]
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from tqdm import tqdm
 from jepa.config import ConfigError, differences
 from jepa.data.batches import Failure
 from jepa.data.encoding import WriteError, encode_video, write_video
+from jepa.data.listing import MANIFEST, VIDEO_SUFFIXES, list_folder, read_rows
 from jepa.data.pyav_reader import rgb_picture
-from jepa.data.sources import MANIFEST, VIDEO_SUFFIXES, list_folder, read_rows
 from jepa.data.video import VideoError, one_line, scaled_size
 
 __all__ = ["PrepareResult", "WriteError", "prepare", "write_video"]

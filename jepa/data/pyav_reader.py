@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from typing import cast
+from typing import BinaryIO, cast
 
 import av
 import numpy as np
@@ -28,12 +28,15 @@ class PyavReader(VideoReader):
 
     backend = "pyav"
 
-    def __init__(self, path: str, short_side: int | None = None, interpolation: Interpolation = "bicubic") -> None:
+    def __init__(
+        self, path: str, short_side: int | None = None, interpolation: Interpolation = "bicubic",
+        file: BinaryIO | None = None,
+    ) -> None:  # fmt: skip
         self.path, self._interpolation = path, interpolation
         try:
             # else FFmpeg asks for the second range on a connection that the server closed after the first
             options = {"multiple_requests": "1"} if path.lower().startswith(("http://", "https://")) else {}
-            self._container = av.open(path, options=options)
+            self._container = av.open(path if file is None else file, mode="r", options=options)
         except (FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path} cannot be opened as a video (PyAV): {one_line(error)}") from None
         try:

@@ -26,7 +26,10 @@ class DataConfig:
     that random crops lose little detail). ``reader``: decord, torchcodec, pyav, or auto. ``workers`` processes
     (0: in the training process) prepare ``prefetch`` batches each. ``cache_mb`` MiB of memory keep decoded videos,
     once for all workers of a rank. Training fails when more than the share ``max_failed`` of the files cannot be
-    decoded.
+    decoded, or of the shards are damaged. ``lanes``: the rows of a batch are cut into so many equal parts, and each
+    goes through a part of its own of every source; with one for each machine (or process), each fetches only its own
+    part of the shards. Batches depend on it, but not on the number of processes. ``shard_cache_gb``: room on the disk
+    for fetched shards (``$JEPA_CACHE/shards``), for all processes of a machine.
     """
 
     sources: list[SourceConfig]
@@ -40,11 +43,16 @@ class DataConfig:
     prefetch: int = 2
     cache_mb: float = 0.0
     max_failed: float = 0.05
+    lanes: int = 1
+    shard_cache_gb: float = 50.0
 
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("sources must name at least one folder, CSV or array of clips")
-        for name, least in (("holdout", 0), ("clips_per_video", 1), ("workers", 0), ("prefetch", 1), ("cache_mb", 0)):
+        for name, least in (
+            ("holdout", 0), ("clips_per_video", 1), ("workers", 0), ("prefetch", 1), ("cache_mb", 0), ("lanes", 1),
+            ("shard_cache_gb", 0),
+        ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.max_failed <= 1:
@@ -62,17 +70,19 @@ def eval_options(clip: ClipConfig, reader: Backend = "auto", short_video: ShortV
 def open_data(data: DataConfig, clip: ClipConfig) -> tuple[list[Source], list[Source]]:
     """Training sources and validation sources (given, or held out of the training ones). Raises ``ConfigError``."""
     side = data.decode_short_side or clip.short_side or round(1.15 * clip.crop_size)
-    options = ReadOptions(backend=data.reader, short_side=side, short_video=data.short_video)
-    train = _share_classes([open_source(config, options) for config in data.sources])
+    options = ReadOptions(
+        backend=data.reader, short_side=side, short_video=data.short_video, shard_cache_gb=data.shard_cache_gb
+    )
+    train = share_classes([open_source(config, options) for config in data.sources])
     if data.cache_mb:
         _add_cache(train, data.cache_mb)
     if data.validation:
-        evaluated = eval_options(clip, data.reader, data.short_video)
+        evaluated = replace(eval_options(clip, data.reader, data.short_video), shard_cache_gb=data.shard_cache_gb)
         return train, [open_source(config, evaluated, train[0].class_names) for config in data.validation]
     return _hold_out(train, data.holdout, eval_options(clip, data.reader, data.short_video))
 
 
-def _share_classes(sources: list[Source]) -> list[Source]:
+def share_classes(sources: list[Source]) -> list[Source]:
     """Give sources that were numbered each for itself the same class ids."""
     union = sorted({name for source in sources for name in source.class_names}, key=lambda n: (len(n), n))
     for source in sources if any(s.class_names != tuple(union) for s in sources) and len(sources) > 1 else []:
@@ -84,9 +94,8 @@ def _share_classes(sources: list[Source]) -> list[Source]:
 def _add_cache(sources: list[Source], megabytes: float) -> None:
     first, tables = 0, []
     for source in sources:
-        distinct, ids = np.unique(np.asarray(source.paths), return_inverse=True)
-        tables.append(ids.astype(np.int64) + first)
-        first += len(distinct)
+        tables.append(source.file_ids() + first)
+        first = int(tables[-1].max()) + 1
     cache = ClipCache(first, megabytes)
     for source, slots in zip(sources, tables, strict=True):
         source.options, source.slots = replace(source.options, cache=cache), slots
@@ -96,14 +105,16 @@ def _hold_out(sources: list[Source], count: int, options: ReadOptions) -> tuple[
     """Take ``count`` videos out of the sources, in proportion to their sizes; every item of a video goes along."""
     if not count:
         return sources, []
-    videos = sum(len(set(source.paths)) for source in sources)
+    tables = [source.file_ids() for source in sources]
+    videos = sum(int(table.max()) + 1 for table in tables)
     if count >= videos:
         raise ConfigError(f"holdout {count} leaves nothing to train on: the sources have {videos} videos")
-    train, held = [], []
-    names = sorted({(number, path) for number, source in enumerate(sources) for path in source.paths})
-    taken = {names[i] for i in stream(0, HOLDOUT).permutation(len(names))[:count]}  # not the run's seed: a fixed set
-    for number, source in enumerate(sources):
-        out = np.array([(number, path) in taken for path in source.paths])
+    train, held, first = [], [], 0
+    taken = np.zeros(videos, dtype=bool)
+    taken[stream(0, HOLDOUT).permutation(videos)[:count]] = True  # not the run's seed: a fixed set
+    for source, table in zip(sources, tables, strict=True):
+        out = taken[first + table]
+        first += int(table.max()) + 1
         if out.all():
             raise ConfigError(f"holdout {count} leaves nothing of {source.config.path}: lower it or set validation")
         train.append(source.subset(np.flatnonzero(~out)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from jepa.config import ConfigError
 from jepa.data.array_reader import ArrayReader
 from jepa.data.cache import ClipCache
-from jepa.data.image import IMAGE_SUFFIXES, open_pictures
+from jepa.data.image import open_pictures
+from jepa.data.listing import MANIFEST, label_ids, list_folder, read_rows
 from jepa.data.sampling import ShortVideo, Span, frame_indices, parse_span
+from jepa.data.tar_files import names_shards
 from jepa.data.video import Backend, FileInfo, VideoReader, is_url, open_video
 from jepa.types import ClipConfig, Interpolation
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".avi", ".mkv", ".mov", ".webm", ".gif", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"}
-)
-MANIFEST = "manifest.csv"
+if TYPE_CHECKING:
+    from jepa.data.tar_source import TarItems
+
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,14 +33,20 @@ class SourceConfig:
     """Where clips come from.
 
     ``path``: a folder of videos or images (class subfolders give labels; a prepared folder's manifest is used), a CSV
-    file, or a ``.npy`` / ``.npz`` file of clips. ``weight``: the source's share of the clips, relative to the other
-    sources' weights and whatever its size.
+    file, a ``.npy`` / ``.npz`` file of clips, or tar shards: a folder of ``.tar``, a pattern ``a-{000..127}.tar``, a
+    URL or ``pipe:COMMAND``. ``weight``: the source's share of the clips, relative to the other sources' weights and
+    whatever its size.
 
     For CSV files: ``label_column`` names the column of labels (default: ``label``, or the second column of a file
     without header); ``where`` keeps the rows whose columns have these values; where there are columns ``start_s`` and
     ``end_s``, ``span`` says whether clips stay ``inside`` these seconds, are ``centred`` on them, or stay inside and
     end at their end (``ending``). Its paths may be folders of pictures, one per frame. ``fps`` is the frame rate of
     these and of arrays (None: they are at the clip's rate).
+
+    For tar shards: ``label_column`` is a name in the samples' ``.json`` (default: ``label``, or else the ``.cls``
+    member); ``member`` the extension of the member that is read, such as ``left.mp4`` (default: the video, array or
+    image that is there); ``shuffle_shards`` how many shards' samples are shuffled among each other at a time, after the
+    order of the shards (0: all).
     """
 
     path: str
@@ -48,8 +55,12 @@ class SourceConfig:
     where: dict[str, str] = field(default_factory=dict)
     span: Span = "inside"
     fps: float | None = None
+    member: str | None = None
+    shuffle_shards: int = 16
 
     def __post_init__(self) -> None:
+        if self.shuffle_shards < 0:
+            raise ValueError(f"shuffle_shards must be at least 0, not {self.shuffle_shards}")
         if self.weight <= 0:
             raise ValueError(f"weight must be positive, not {self.weight}: remove the source to leave it out")
         if self.fps is not None and self.fps <= 0:
@@ -58,13 +69,15 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReadOptions:
-    """How files are read: the decoding library, the longest short side in pixels, the rule for short videos."""
+    """How files are read: the decoding library, the longest short side in pixels, the rule for short videos, the room
+    for fetched shards."""
 
     backend: Backend = "auto"
     short_side: int | None = None
     short_video: ShortVideo = "hold"
     cache: ClipCache | None = None
     interpolation: Interpolation = "bilinear"  # decord and torchcodec scale in a way of their own
+    shard_cache_gb: float = 50.0
 
 
 class RawClip(NamedTuple):
@@ -92,13 +105,14 @@ class Source:
 
     config: SourceConfig
     options: ReadOptions
-    paths: list[str]
+    paths: Sequence[str]
     labels: NDArray[np.int64]
     class_names: tuple[str, ...] = ()
     spans: NDArray[np.float64] | None = None  # [N, 2] seconds
     arrays: NDArray[np.uint8] | None = None  # [K, T, H, W, 3]
     rows: NDArray[np.int64] | None = None  # item -> row of arrays
     slots: NDArray[np.int64] | None = None  # item -> slot of the cache
+    tar: TarItems | None = None  # the samples of shards, which are then the paths too
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -110,10 +124,29 @@ class Source:
         def pick(values: NDArray | None) -> NDArray | None:
             return None if values is None else values[ids]
 
+        tar = None if self.tar is None else self.tar.subset(ids)
         return replace(
-            self, paths=[self.paths[i] for i in ids], labels=self.labels[ids], spans=pick(self.spans),
-            rows=pick(self.rows), slots=pick(self.slots),
+            self, paths=[self.paths[i] for i in ids] if tar is None else tar, labels=self.labels[ids],
+            spans=pick(self.spans), rows=pick(self.rows), slots=pick(self.slots), tar=tar,
         )  # fmt: skip
+
+    def file_ids(self) -> NDArray[np.int64]:
+        """For every item the number of its file among the source's files in the order of their names ``[N]``."""
+        if self.tar is not None:
+            return np.arange(len(self))
+        numbers = {path: number for number, path in enumerate(sorted(set(self.paths)))}
+        return np.fromiter((numbers[path] for path in self.paths), np.int64, len(self.paths))
+
+    def identify(self, digest: hashlib._Hash) -> None:
+        """Add what the items are, but not where they lie, to a hash."""
+        digest.update(repr((self.config.weight, self.class_names)).encode())
+        if self.tar is not None:
+            digest.update(repr(self.config.shuffle_shards).encode())
+            self.tar.identify(digest)
+        else:
+            root = self.config.path
+            digest.update("\n".join(path.removeprefix(root) for path in self.paths).encode())
+        digest.update(self.labels.tobytes())
 
     def load_clip(
         self, item: int, clip: ClipConfig, rng: np.random.Generator | None = None, segment: tuple[int, int] = (0, 1)
@@ -132,22 +165,28 @@ class Source:
 
     def open(self, item: int) -> VideoReader:
         """The item's video, image, folder of images or array. Raises ``VideoError`` naming the file."""
-        path, side, how = self.paths[item], self.options.short_side, self.options.interpolation
+        path = self.paths[item]
         if self.arrays is not None:
             assert self.rows is not None
+            side, how = self.options.short_side, self.options.interpolation
             return ArrayReader(path, self.arrays[self.rows[item]], self.config.fps, side, how)
         cache = self.options.cache if self.slots is not None else None
         known = cache.get(int(self.slots[item])) if cache is not None and self.slots is not None else None
         if known is not None:
             return ArrayReader(path, *known)
-        pictures = open_pictures(path, self.config.fps, side, how)
-        reader = pictures if pictures is not None else open_video(path, self.options.backend, side, how)
+        reader = self._open_file(item)
         if cache is None or self.slots is None or not cache.has_room(math.prod((reader.num_frames, *reader.size, 3))):
             return reader
         with reader:
             frames = reader.read(range(reader.num_frames))
         cache.put(int(self.slots[item]), frames, reader.fps)
         return ArrayReader(path, frames, reader.fps)
+
+    def _open_file(self, item: int) -> VideoReader:
+        path, side, how = self.paths[item], self.options.short_side, self.options.interpolation
+        file = None if self.tar is None else self.tar.file(item)
+        pictures = open_pictures(path, self.config.fps, side, how, file)
+        return pictures if pictures is not None else open_video(path, self.options.backend, side, how, file)
 
     def _cut(self, item: int, video: VideoReader, clip: ClipConfig, request: ClipRequest) -> RawClip:
         choice = frame_indices(
@@ -165,6 +204,8 @@ def open_source(config: SourceConfig, options: ReadOptions | None = None, class_
     Raises ``ConfigError`` naming the path when there is nothing there that could be read.
     """
     options = options or ReadOptions()
+    if not Path(config.path, MANIFEST).is_file() and names_shards(config.path):
+        return _open_tar(config, options, class_names)
     path = Path(config.path)
     if not path.exists():
         raise ConfigError(f"data source {path} does not exist")
@@ -172,48 +213,25 @@ def open_source(config: SourceConfig, options: ReadOptions | None = None, class_
         path = path / MANIFEST
     if path.is_dir():
         paths, names = list_folder(path)
-        labels, classes = _label_ids(names, class_names, path)
+        labels, classes = label_ids(names, class_names, path)
         return Source(config=config, options=options, paths=paths, labels=labels, class_names=classes)
     if path.suffix.lower() in (".npy", ".npz"):
         return _open_array(config, options, path, class_names)
     if path.suffix.lower() in (".csv", ".txt", ".tsv"):
         return _open_csv(config, options, path, class_names)
-    raise ConfigError(f"data source {path} is neither a folder nor a .csv, .npy or .npz file")
+    raise ConfigError(f"data source {path} is neither a folder nor a .csv, .npy, .npz or .tar file")
 
 
-def list_folder(
-    folder: Path, suffixes: frozenset[str] = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-) -> tuple[list[str], list[str]]:
-    """Every file below ``folder`` with one of the ``suffixes``, sorted, and the top subfolder of each ('' for none)."""
-    paths, names = [], []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for file in sorted(files):
-            if os.path.splitext(file)[1].lower() in suffixes and not file.startswith("."):
-                paths.append(os.path.join(root, file))
-                parts = Path(root).relative_to(folder).parts
-                names.append(parts[0] if parts else "")
-    if not paths:
-        looked = ", ".join(sorted(suffixes))
-        raise ConfigError(f"data source {folder} holds no video or image file (looked for {looked})")
-    return paths, names
+def _open_tar(config: SourceConfig, options: ReadOptions, class_names: Sequence[str]) -> Source:
+    from jepa.data.tar_source import open_tar  # it brings webdataset along
 
-
-def _label_ids(names: Sequence[str], fixed: Sequence[str], path: Path) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Class names ('' for none) to ids. Whole numbers keep their value; other names are numbered in sorted order."""
-    present = sorted({name for name in names if name})
-    if fixed:
-        classes = tuple(fixed)
-    elif all(name.isdecimal() and int(name) < 100_000 for name in present):
-        classes = tuple(str(i) for i in range(max(map(int, present), default=-1) + 1))
-    else:
-        classes = tuple(present)
-    ids = {name: i for i, name in enumerate(classes)}
-    keys = [str(int(name)) if name.isdecimal() and name not in ids else name for name in names]  # '03' is class 3
-    unknown = sorted({key for key in keys if key and key not in ids})
-    if unknown:
-        raise ConfigError(f"data source {path} has the class {unknown[0]!r}, which is not among: {', '.join(classes)}")
-    return np.array([ids.get(key, -1) for key in keys], dtype=np.int64), classes
+    if config.where:
+        raise ConfigError(f"data source {config.path}: 'where' chooses rows of a CSV, not samples of shards")
+    tar = open_tar(config.path, options.shard_cache_gb, config.label_column, config.member)
+    labels, classes = tar.labels(class_names)
+    return Source(
+        config=config, options=options, paths=tar, labels=labels, class_names=classes, spans=tar.spans(), tar=tar
+    )
 
 
 def _open_array(config: SourceConfig, options: ReadOptions, path: Path, class_names: Sequence[str]) -> Source:
@@ -236,35 +254,11 @@ def _open_array(config: SourceConfig, options: ReadOptions, path: Path, class_na
         raise ConfigError(f"{path} must hold uint8 clips [K, T, H, W, 3], not {clips.dtype} {list(clips.shape)}")
     if len(names) != len(clips):
         raise ConfigError(f"{path} has {len(clips)} clips but {len(names)} labels")
-    labels, classes = _label_ids(names, class_names, path)
+    labels, classes = label_ids(names, class_names, path)
     return Source(
         config=config, options=options, paths=[f"{path}[{i}]" for i in range(len(clips))], labels=labels,
         class_names=classes, arrays=clips, rows=np.arange(len(clips)),
     )  # fmt: skip
-
-
-def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of a CSV file with commas, tabs or spaces, with a header (a column ``path``) or without.
-
-    Without a header the columns are ``path`` and ``label``; separated by spaces, the last word of a line is the label,
-    so that paths may contain spaces.
-    """
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"data source {path} cannot be read as text: {error}") from None
-    if not lines:
-        raise ConfigError(f"data source {path} is empty")
-    mark = next((mark for mark in ("\t", ",") if mark in lines[0]), None)
-    if mark or lines[0].strip().lower() == "path":
-        rows = list(csv.reader(lines, delimiter=mark or ","))
-    else:  # lines of bare paths, which may hold spaces, or a label behind each
-        bare = is_url(lines[0]) or (path.parent / lines[0].strip()).exists()
-        rows = [[line.strip()] if bare else line.rsplit(None, 1) for line in lines]
-    header = [cell.strip().lower() for cell in rows[0]]
-    if "path" in header:
-        return header, rows[1:]
-    return ["path", "label"], [row[:2] for row in rows]
 
 
 def _open_csv(config: SourceConfig, options: ReadOptions, path: Path, class_names: Sequence[str]) -> Source:
@@ -293,7 +287,7 @@ def _open_csv(config: SourceConfig, options: ReadOptions, path: Path, class_name
         raise ConfigError(f"data source {path} has no rows" + (f" where {config.where}" if config.where else ""))
     if not any(is_url(p) or os.path.exists(p) for p in paths[:10]):
         raise ConfigError(f"data source {path}: {paths[0]} does not exist (paths are relative to the CSV's folder)")
-    labels, classes = _label_ids(names, class_names, path)
+    labels, classes = label_ids(names, class_names, path)
     return Source(
         config=config, options=options, paths=paths, labels=labels, class_names=classes,
         spans=np.array(spans) if spans_at else None,

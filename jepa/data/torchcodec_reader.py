@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import BinaryIO
+
 import numpy as np
 from numpy.typing import NDArray
 from torchcodec.decoders import VideoDecoder
@@ -21,10 +23,12 @@ class TorchcodecReader(VideoReader):
 
     backend = "torchcodec"
 
-    def __init__(self, path: str, short_side: int | None = None) -> None:
+    def __init__(self, path: str, short_side: int | None = None, file: BinaryIO | None = None) -> None:
         self.path = path
         try:
-            self._decoder = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            self._decoder = VideoDecoder(
+                path if file is None else file.read(), dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"
+            )
             native = self._decoder[0].shape[:2]  # the header's size is the one before rotation
         except (RuntimeError, ValueError, IndexError, OSError) as error:
             raise VideoError(f"{path} cannot be opened as a video (torchcodec): {one_line(error)}") from None

@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import logging
 import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -185,45 +186,52 @@ def choose_backend(backend: Backend = "auto") -> str:
 
 
 def open_video(
-    path: str | Path, backend: Backend = "auto", short_side: int | None = None, interpolation: Interpolation = "bicubic"
-) -> VideoReader:
+    path: str | Path, backend: Backend = "auto", short_side: int | None = None,
+    interpolation: Interpolation = "bicubic", file: BinaryIO | None = None,
+) -> VideoReader:  # fmt: skip
     """Open ``path`` for reading; frames come with their shorter side at most ``short_side`` pixels.
 
     ``auto`` takes the first library that is installed (decord, torchcodec, PyAV) and, for a file that this one cannot
     open (decord knows neither GIF nor AV1), the next; AVI files, which carry no frame times, go to PyAV first, because
     the others' seeks in them are not exact. ``path`` may be a URL (``http://``, ``file://``); the server must allow
-    requests of ranges. ``interpolation``: how PyAV scales; the other libraries have one way of their own (bicubic).
+    requests of ranges. ``file``: what ``path`` holds, in memory or open, where it is no file of its own (a member of a
+    tar shard). ``interpolation``: how PyAV scales; the other libraries have one way of their own (bicubic).
     Raises ``VideoError`` naming the file.
     """
     path = local_path(os.fspath(path))
-    if not is_url(path):
+    if file is None and not is_url(path):
         _check_file(path)
     first = choose_backend(backend)
     names = available_backends() if backend == "auto" else (first,)
-    if path.lower().endswith(".avi"):
+    # the other libraries would first copy a long member of a shard into memory
+    if path.lower().endswith(".avi") or (file is not None and not isinstance(file, io.BytesIO)):
         names = tuple(sorted(names, key=lambda name: name != "pyav"))
     _name_once(first)
     errors: list[str] = []
     for name in names:
         try:
-            return _open_with(name, path, short_side, interpolation)
+            return _open_with(name, path, short_side, interpolation, file)
         except VideoError as error:
             errors.append(str(error))
     raise VideoError(errors[0])
 
 
-def _open_with(name: str, path: str, short_side: int | None, interpolation: Interpolation) -> VideoReader:
+def _open_with(
+    name: str, path: str, short_side: int | None, interpolation: Interpolation, file: BinaryIO | None
+) -> VideoReader:
+    if file is not None:
+        file.seek(0)
     if name == "decord":
         from jepa.data.decord_reader import DecordReader
 
-        return DecordReader(path, short_side)
+        return DecordReader(path, short_side, file)
     if name == "torchcodec":
         from jepa.data.torchcodec_reader import TorchcodecReader
 
-        return TorchcodecReader(path, short_side)
+        return TorchcodecReader(path, short_side, file)
     from jepa.data.pyav_reader import PyavReader
 
-    return PyavReader(path, short_side, interpolation)
+    return PyavReader(path, short_side, interpolation, file)
 
 
 def is_url(path: str) -> bool:

@@ -14,19 +14,12 @@ import os
 import shutil
 from pathlib import Path
 
+from jepa.files import cache_folder
 from jepa.pretrained.zoo import PublishedModel
 from jepa.tensorfiles import CheckpointError
 
 logger = logging.getLogger(__name__)
 _TRUE = ("1", "true", "yes", "on")
-
-
-def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """``cache_dir``, or the folder that the environment names (see the module)."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    own = os.environ.get("JEPA_CACHE")
-    return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "jepa").expanduser()
 
 
 def cache_path(model: PublishedModel, cache_dir: str | Path | None = None) -> Path:

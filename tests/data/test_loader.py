@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batch_checks import assert_same, take
 
 from jepa.config import ConfigError
 from jepa.data.batches import Failure, collate
@@ -18,7 +19,7 @@ from jepa.data.loader import DataConfig, TrainLoader, eval_batches, eval_options
 from jepa.data.sources import RawClip, SourceConfig, open_source
 from jepa.data.video import VideoError
 from jepa.masks import MultiBlockConfig, build_masks
-from jepa.types import Batch, ClipConfig, TokenGrid
+from jepa.types import ClipConfig, TokenGrid
 
 CLIP = ClipConfig(num_frames=4, fps=10, crop_size=32, short_side=40)
 MASKS = build_masks([MultiBlockConfig()], TokenGrid(2, 8, 8))
@@ -27,21 +28,6 @@ MASKS = build_masks([MultiBlockConfig()], TokenGrid(2, 8, 8))
 def loader(folder: Path, batch_size: int = 8, rank: int = 0, world_size: int = 1, **options: object) -> TrainLoader:
     data = DataConfig(sources=[SourceConfig(path=str(folder))], **{"workers": 0, **options})
     return TrainLoader(data, CLIP, MASKS, batch_size, seed=5, rank=rank, world_size=world_size)
-
-
-def take(source: TrainLoader, steps: int, start: int = 0) -> list[Batch]:
-    batches = source.iterate(start)
-    return [next(batches) for _ in range(steps)]
-
-
-def assert_same(one: Batch, other: Batch) -> None:
-    for field in dataclasses.fields(Batch):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, torch.Tensor):
-            assert torch.equal(a, b), field.name
-    for a, b in zip(one.masks, other.masks, strict=True):
-        assert torch.equal(a.context_ids, b.context_ids)
-        assert torch.equal(a.target_ids, b.target_ids)
 
 
 def test_batches_have_the_promised_shapes_and_content(video_folder, frame_numbers):

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jepa.pretrained.download import cache_folder, cache_path, cached_file, is_cached
+from jepa.files import cache_folder
+from jepa.pretrained.download import cache_path, cached_file, is_cached
 from jepa.pretrained.zoo import PublishedModel, find_model
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
