@@ -37,15 +37,15 @@ def absolute(config: TrainConfig) -> TrainConfig:
     init_from = None if config.init_from is None else os.path.abspath(config.init_from)
     plain = dataclasses.replace(config, run_dir=run_dir, init_from=init_from)
     moved: TrainConfig = _absolute_sources(plain)
-    changed = _changed(moved)
-    if not changed:
-        return moved
     kept = dataclasses.replace(config, run_dir=run_dir)
-    if not _changed(kept):
-        return kept
+    changes = []
+    for spelling in (moved, kept):
+        changes.append(_changed(spelling))
+        if not changes[-1]:
+            return spelling
     raise ConfigError(
-        f"run directory {run_dir} was made with another config ({'; '.join(changed)}); choose another run_dir, or "
-        "remove that directory to start over"
+        f"run directory {run_dir} was made with another config ({'; '.join(min(changes, key=len))}); choose another "
+        "run_dir, or remove that directory to start over"
     )
 
 
@@ -75,9 +75,13 @@ def _absolute_sources(part: Any) -> Any:
 
 
 def _absolute_path(path: str) -> str:
+    """Addresses stay as they are: URLs, pipes, and what webdataset takes from a variable; ``::`` joins several."""
     from jepa.data.video import is_url
 
-    return path if is_url(path) or path.startswith("pipe:") else os.path.abspath(path)
+    if path.startswith("pipe:"):
+        return path
+    parts = path.split("::")
+    return "::".join(p if is_url(p) or p.startswith(("pipe:", "${")) else os.path.abspath(p) for p in parts)
 
 
 class Checker:
@@ -149,7 +153,7 @@ def _look(source: Source, max_failed: float) -> None:
     """Are the files there? A sample of them, as there may be millions."""
     from jepa.data.video import is_url
 
-    if source.arrays is not None:
+    if source.arrays is not None or not isinstance(source.paths, list):  # arrays and shards were opened already
         return
     paths = source.paths[:: max(1, len(source.paths) // _LOOK_AT)]
     missing = [path for path in paths if not is_url(path) and not os.path.exists(path)]

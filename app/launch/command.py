@@ -102,7 +102,7 @@ def _refuse_live(home: Path, plan: list[Planned]) -> None:
 
     launches = {} if read_sweep(home) is None else find_launches(home)
     is_single = [one.run_dir for one in plan] == [home]
-    if launches and is_single or read_launch(home) is not None and not is_single:
+    if (launches and is_single) or (read_launch(home) is not None and not is_single):
         raise ValueError(f"{home} holds {'a sweep' if is_single else 'a single run'}: choose another run_dir")
     for one in plan:
         launch = read_launch(one.run_dir)

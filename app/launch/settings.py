@@ -27,7 +27,7 @@ class LaunchConfig:
     GPUs), ``mem_gb`` of memory; per process ``cpus_per_task``. ``gres`` asks for the GPUs in another spelling
     (``gpu:a100:8``) where a cluster does not know --gpus-per-node. ``time_min`` minutes are the time limit;
     ``signal_delay_s`` seconds before it (default: 120, at most a quarter of the time) the job is told to save and queue
-    again. It does that at most ``max_requeues`` times. ``array_parallelism``: runs of a sweep that are under way at once.
+    again. It does that at most ``max_requeues`` times. ``array_parallelism``: runs of a sweep at once.
 
     ``container``: an image for srun's --container-image (the plug-in Pyxis); it holds Python and the dependencies, the
     toolkit itself comes from the copy of the code. The run's directory is mounted at its own path, and so is each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -50,7 +51,8 @@ def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
     states = _accounting(job_ids)
     for line in _queue(job_ids).splitlines():
         job_id, state, reason, nodes = line.split("|")
-        states[job_id] = JobState(state, "" if reason == "None" else reason, nodes)
+        told = reason not in ("None", "") and state != "CANCELLED"  # then it is what it had waited for
+        states[job_id] = JobState(state, reason if told else "", nodes)
     return states
 
 
@@ -101,7 +103,9 @@ def refusal(message: str) -> SlurmError:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.replace("sbatch: error: ", "").split()) or "no reason given"
+    """An error message of several lines as one, without the name of the program in each."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in text.splitlines()]
+    return "; ".join(line for line in lines if line) or "no reason given"
 
 
 def _ask(command: list[str]) -> subprocess.CompletedProcess[str] | None:
