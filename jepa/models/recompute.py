@@ -12,24 +12,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 Recompute = Literal["none", "selective", "full"]
 
 
-def _kept_operators() -> frozenset[Any]:
+def _kept_operators() -> list[Any]:
     """Matrix products and fused attention; a name that this version of torch does not have is left out."""
     products = ("mm", "addmm", "bmm", "baddbmm", "linear", "_scaled_mm", "_addmm_activation")
     attention = ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu")
     names = (*products, *(f"_scaled_dot_product_{kind}" for kind in attention))
-    return frozenset(getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name))
+    return [getattr(torch.ops.aten, name).default for name in names if hasattr(torch.ops.aten, name)]
 
 
 _KEPT = _kept_operators()
-
-
-def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operator in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def run_block(
@@ -46,7 +42,7 @@ def run_block(
     # Blocks draw no random numbers, so no generator's state is kept.
     again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if recompute == "selective":
-        again = functools.partial(again, context_fn=functools.partial(create_selective_checkpoint_contexts, _policy))
+        again = functools.partial(again, context_fn=functools.partial(create_selective_checkpoint_contexts, _KEPT))
     return again(block, x, rope, num_queries, steps)
 
 

@@ -145,6 +145,6 @@ class _RotateQKV(torch.autograd.Function):
         b, n, h, e = grads[0].shape
         grad = grads[0].new_empty(b, n, 3, h, e)
         for part in (0, 1):
-            torch.mul(_complex(grads[part]), turn_back, out=_complex(grad[:, :, part]))
+            torch.mul(_complex(grads[part].contiguous()), turn_back, out=_complex(grad[:, :, part]))
         grad[:, :, 2] = grads[2]
         return grad, None
