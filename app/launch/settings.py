@@ -17,7 +17,8 @@ _OPTIONS = (  # options whose value is that of the key with the same name
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchConfig:
-    """Where and with what a job runs.
+    """Where and with what a job runs. Only slurm heeds what is SLURM's: the other executors have this shell's
+    environment and this machine.
 
     ``executor``: "slurm", "local" (processes of this machine that outlive the command) or "debug" (one process, this
     one, with a debugger where it fails and without a copy of the code). ``name``: of the job (default: the run
@@ -33,7 +34,7 @@ class LaunchConfig:
     toolkit itself comes from the copy of the code. The run's directory is mounted at its own path, and so is each
     ``host:container`` pair of ``container_mounts``. ``python``: shell words that start Python on the nodes (default:
     the one that runs now, ``python3`` in a container); ``apptainer exec --nv image.sif python3`` is one too.
-    ``setup``: shell lines before the job. ``srun_args``: further words for srun. ``slurm``: further options of sbatch,
+    ``setup``: shell lines before the job, ``srun_args``: further words for srun. ``slurm``: further options of sbatch,
     such as ``{reservation: name, exclusive: true}``. ``snapshot``: how the code is copied: "rsync" (submitit's, of a
     git checkout), "copy" (the packages themselves), or "auto", the first one where it is possible.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.launch import slurm
-from app.launch.attempts import read_attempts
+from app.launch.attempts import Attempt, read_attempts
 from app.launch.records import (
     Launch,
     controller_is_alive,
@@ -37,10 +37,11 @@ class RunStatus:
     state: str
     why: str
     nodes: str
-    attempts: int
+    attempts: list[Attempt]
     step: int | None
     total: int | None
     loss: float | str | None
+    clips_per_s: float | None
     log: Path
     overrides: Mapping[str, Any] = field(default_factory=dict)
     probes: Mapping[str, float] = field(default_factory=dict)
@@ -64,7 +65,12 @@ def find_launches(folder: str | Path) -> dict[Path, Launch]:
 def states_of(launches: Mapping[Path, Launch]) -> dict[Path, JobState]:
     """Where each job stands. Raises ``SlurmError`` when SLURM must be asked and does not answer."""
     ids = [launch.job_id for launch in launches.values() if launch.executor == "slurm"]
-    queued = slurm.job_states(ids)
+    try:
+        queued = slurm.job_states(ids)
+    except slurm.SlurmError:
+        if not all(_has_ended(run_dir, launch) for run_dir, launch in launches.items()):
+            raise
+        queued = {}  # of these nobody needs to be asked: wherever they ran, they have told how they ended
     states = {}
     for run_dir, launch in launches.items():
         known = queued.get(launch.job_id)
@@ -82,17 +88,29 @@ def is_live(state: JobState) -> bool:
     return state.state in LIVE or state.state == "ELSEWHERE"
 
 
+def _last(run_dir: Path, launch: Launch) -> Attempt | None:
+    """The last start of the job."""
+    return next((one for one in reversed(read_attempts(run_dir)) if one.job_id == launch.job_id), None)
+
+
+def _has_ended(run_dir: Path, launch: Launch) -> bool:
+    """Whether the job itself noted an end after which it does not start again."""
+    last = _last(run_dir, launch)
+    return last is not None and (last.how or "").startswith(("done", "failed", "stopped"))
+
+
 def _ended(run_dir: Path, launch: Launch, known: JobState | None) -> JobState:
     """How a job ended that no longer is live: its own words first, then SLURM's."""
     why = _own_words(run_dir, launch)
     if known is not None and known.state != "UNKNOWN":
         return JobState(known.state, why or known.reason, known.nodes)
-    last = next((a for a in reversed(read_attempts(run_dir)) if a.job_id == launch.job_id), None)
-    if any(outcome == "error" for outcome, _ in _results(launch)) or (last and (last.how or "").startswith("failed")):
+    last = _last(run_dir, launch)
+    how = "" if last is None else last.how or ""
+    if how.startswith("failed") or any(outcome == "error" for outcome, _ in _results(launch)):
         return JobState("FAILED", why)
-    if last is not None and last.how == "done":
+    if how == "done":
         return JobState("COMPLETED")
-    if last is not None and (last.how or "").startswith("stopped"):
+    if how.startswith("stopped"):
         return JobState("STOPPED", why)
     if launch.executor == "local" and not launch.is_here:
         return JobState("ELSEWHERE", f"runs on {launch.host}, or has ended there: ask on that machine")
@@ -110,9 +128,8 @@ def _own_words(run_dir: Path, launch: Launch) -> str:
     for outcome, trace in _results(launch):
         if outcome == "error":
             return str(trace).strip().rpartition("\n")[2]
-    own = [a for a in read_attempts(run_dir) if a.job_id == launch.job_id]
-    how = own[-1].how or "" if own else ""
-    return "" if how == "done" else how
+    last = _last(run_dir, launch)
+    return "" if last is None or last.how in (None, "done") else str(last.how)
 
 
 def _results(launch: Launch) -> list[tuple[str, Any]]:
@@ -127,17 +144,18 @@ def _results(launch: Launch) -> list[tuple[str, Any]]:
 
 def read_status(run_dir: Path, launch: Launch, state: JobState) -> RunStatus:
     """What the files of a run say beside its ``state``."""
-    step = loss = total = None
+    step = loss = total = speed = None
     probes: dict[str, float] = {}
     config = launch_folder(run_dir) / "config.yaml"
     if launch.command[0] == "train" and config.exists():
         total = load_yaml(config)["train"]["steps"]
     for record in read_metrics(run_dir):
         step, loss = record["step"], record.get("loss", loss)
+        speed = record.get("time/clips_per_s", speed)
         probes |= {key.removeprefix("online/"): value for key, value in record.items() if _is_figure(key)}
     return RunStatus(
         name=run_dir.name, job_id=launch.job_id, state=state.state, why=state.reason, nodes=state.nodes,
-        attempts=len(read_attempts(run_dir)), step=step, total=total, loss=loss, log=log_path(launch),
+        attempts=read_attempts(run_dir), step=step, total=total, loss=loss, clips_per_s=speed, log=log_path(launch),
         overrides=launch.overrides, probes=probes,
     )  # fmt: skip
 
@@ -156,8 +174,14 @@ def describe(status: RunStatus) -> str:
         lines.append(f"  step      {status.progress}")
     if status.loss is not None:
         lines.append(f"  loss      {_text(status.loss)}")
+    if status.clips_per_s is not None:
+        lines.append(f"  clips/s   {_text(status.clips_per_s)}")
     lines += [f"  {name:9} {_text(value)}" for name, value in status.probes.items()]
-    lines += [f"  attempts  {status.attempts}", f"  log       {status.log}"]
+    unknown = "under way" if status.state in LIVE else "killed"
+    for one in status.attempts:
+        step = "" if one.first_step is None else f", from step {one.first_step}"
+        lines.append(f"  attempt   {one.attempt}: job {one.job_id} on {one.host}{step}: {one.how or unknown}")
+    lines.append(f"  log       {status.log}")
     return "\n".join(lines)
 
 
@@ -169,7 +193,7 @@ def table(statuses: Sequence[RunStatus]) -> list[list[str]]:
     for status in statuses:
         values = [_text(status.overrides.get(key)) for key in short]
         figures = [_text(status.probes.get(name)) for name in probes]
-        fixed = [status.state, status.progress, str(status.attempts), _text(status.loss)]
+        fixed = [status.state, status.progress, str(len(status.attempts)), _text(status.loss)]
         rows.append([status.name, *values, *fixed, *figures, status.why])
     return rows
 

@@ -65,7 +65,7 @@ def open_executor(settings: LaunchConfig, home: Path, code: Path | None, count: 
 def _own_parameters(settings: LaunchConfig, home: Path, count: int) -> dict[str, Any]:
     """What only this executor knows."""
     if settings.executor != "slurm":
-        return {"local_setup": settings.setup} if settings.executor == "local" and settings.setup else {}
+        return {}
     words = ["--kill-on-bad-exit=1"]
     if settings.cpus_per_task is not None:  # since SLURM 22.05, srun no longer takes it over from sbatch
         words.append(f"--cpus-per-task={settings.cpus_per_task}")

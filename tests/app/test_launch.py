@@ -36,9 +36,9 @@ def test_a_launch_hands_over_resources_code_and_the_exact_config(
     config: str, cluster: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("job.yaml").write_text(
-        "{partition: cpu, account: lab, qos: high, constraint: a100, exclude: 'n[1-2]', mem_gb: 64,\n"
-        " cpus_per_task: 12, container: image.sqsh, container_mounts: ['/data:/data'], setup: [module load cuda],\n"
-        " srun_args: [--mpi=none], slurm: {mail_type: END}, signal_delay_s: 200, max_requeues: 3, nodes: 1, gpus_per_node: 2, time_min: 30}\n"
+        "{partition: cpu, account: lab, qos: high, constraint: a100, exclude: 'n[1-2]', mem_gb: 64, cpus_per_task: 12,"
+        " container: image.sqsh, container_mounts: ['/data:/data'], setup: [module load cuda], srun_args: [--mpi=none],"
+        " slurm: {mail_type: END}, signal_delay_s: 200, max_requeues: 3, nodes: 1, gpus_per_node: 2, time_min: 30}"
     )
     options = ["--launch-config", "job.yaml", *JOB, "--nodes", "2", "--slurm", "reservation=r"]
     assert main(["launch", config, *options, "train.steps=9"]) == 0
