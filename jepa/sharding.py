@@ -114,14 +114,11 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
-def optimizer_room(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Any]]) -> dict[int, dict]:
-    """Room for the state ``saved`` of ``optimizer``'s parameters, cut as they are: tensors of their shape; all else as
-    it is saved."""
-    numbered = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
-    return {
-        number: {
-            key: torch.zeros_like(numbered[number]) if value.shape == numbered[number].shape else value.clone()
-            for key, value in values.items()
-        }
-        for number, values in saved.items()
-    }
+def optimizer_room(optimizer: torch.optim.Optimizer, saved: Mapping[int, Mapping[str, Tensor]]) -> dict[int, dict]:
+    """Room for the state ``saved`` of ``optimizer``'s parameters: tensors of their shape are cut as they are."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def room(like: Tensor, parameter: Tensor) -> Tensor:
+        return torch.zeros_like(parameter) if like.shape == parameter.shape else torch.zeros(like.shape)
+
+    return {n: {key: room(value, parameters[n]) for key, value in values.items()} for n, values in saved.items()}

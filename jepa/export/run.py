@@ -33,7 +33,7 @@ def export(
     opset: int | None = None,
     force: bool = False,
 ) -> Path:
-    """Write ``model`` to ``destination``: a folder (transformers, safetensors) or a file (.onnx, .pt2, .pt). Returns it.
+    """Write ``model`` to ``destination``: a folder (transformers, safetensors) or file (.onnx, .pt2, .pt). Returns it.
 
     Format "checkpoint" makes one file of a checkpoint in shards, with everything in it: training goes on from
     ``RUN_DIR/checkpoints/step_00001000.pt`` as it would from the shards. It has no model card and no further options.
