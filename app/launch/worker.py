@@ -46,14 +46,18 @@ class Worker:
     max_requeues: int
 
     def __call__(self) -> None:
-        """Run the command. Raises what it raises, after a copy in ``launch/errors``; ``Stopped`` when it was
-        interrupted and must not start again; ``SystemExit`` of submitit when it was requeued."""
+        """Run the command. Raises what it raises, after a copy in ``launch/errors`` (users' mistakes as
+        ``LaunchError``); ``Stopped`` when it was interrupted and must not start again; ``SystemExit`` of submitit when
+        it was requeued."""
         job = JobEnvironment()
         with _noting(at_once=self.command[0] != "train", is_main=job.global_rank == 0):
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
             if job.global_rank == 0:
                 self._begin(job)
-            stopped = self._run(job)
+            try:
+                stopped = self._run(job)
+            except ValueError as error:  # a sentence for the user says it all: submitit logs a short traceback then
+                raise LaunchError(_sentence(error)) from None
         if stopped is not None:
             self._leave(job, stopped)
 
@@ -116,8 +120,9 @@ class Worker:
                   file=sys.stderr)  # fmt: skip
             raise SystemExit(0)
         step = self._step()
-        if not wants_requeue(job, stopped.reason):
-            attempts.end(self.run_dir, step, f"stopped by {stopped.reason}")
+        state = slurm_state(job)
+        if not wants_requeue(stopped, state):
+            attempts.end(self.run_dir, step, " ".join(["stopped by", stopped.reason, *state]))
             raise stopped
         bound = min(self.max_requeues, LOCAL_REQUEUES) if job.cluster == "local" else self.max_requeues
         reason = attempts.why_stop(attempts.read_attempts(self.run_dir), step, bound)
@@ -168,17 +173,22 @@ def _noting(at_once: bool, is_main: bool) -> Iterator[StopSignal]:
         yield stop
 
 
-def wants_requeue(job: JobEnvironment, reason: str) -> bool:
-    """Whether a stop for ``reason`` asks for another start. SIGUSR1, SIGUSR2 and the time limit do. Ctrl-C does not.
-    SIGTERM does where Slurm still counts the job as running; one that was cancelled, or that Slurm itself preempts and
-    requeues, is completing by then."""
-    if reason != "SIGTERM":
-        return reason != "SIGINT"
+def slurm_state(job: JobEnvironment) -> list[str]:
+    """Slurm's words for the job's state and its reason, such as RUNNING None; empty where there is no Slurm."""
     if job.cluster != "slurm":
-        return False
-    command = ["squeue", "--noheader", "--jobs", job.raw_job_id, "--format", "%T"]
+        return []
+    command = ["squeue", "--noheader", "--jobs", job.raw_job_id, "--format", "%T %r"]
     asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return asked.returncode == 0 and asked.stdout.strip() == "RUNNING"
+    return asked.stdout.split() if asked.returncode == 0 else ["UNKNOWN"]
+
+
+def wants_requeue(stopped: Stopped, state: list[str]) -> bool:
+    """Whether this stop asks for another start. SIGUSR1, SIGUSR2 and the time limit do. Ctrl-C does not. SIGTERM does
+    where all ranks agreed on a step and Slurm still counts the job as running: one that was cancelled, or that Slurm
+    itself preempts and requeues, is completing by then, and srun sends it too when another rank has failed."""
+    if stopped.reason == "SIGTERM":
+        return stopped.step is not None and state[:1] == ["RUNNING"]
+    return stopped.reason != "SIGINT"
 
 
 def write_error(run_dir: str | Path, job: JobEnvironment, error: BaseException) -> Path:

@@ -192,7 +192,7 @@ def slurm(job: Job, state: str, refusal: str = "") -> Path:
     return noted
 
 
-@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("COMPLETING", False), ("CANCELLED", False)])
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING None", True), ("COMPLETING TimeLimit", False)])
 def test_sigterm_requeues_only_what_slurm_still_runs(job: Job, state: str, requeued: bool) -> None:
     noted = slurm(job, state)
     ended = job.ends(stops("SIGTERM", 5))
@@ -201,7 +201,13 @@ def test_sigterm_requeues_only_what_slurm_still_runs(job: Job, state: str, reque
         assert noted.read_text() == "requeue 77\n"
         assert job.hows == ["requeued after SIGTERM"]
     else:
-        assert (ended.code, job.hows) == (128 + signal.SIGTERM, ["stopped by SIGTERM"])
+        assert (ended.code, job.hows) == (128 + signal.SIGTERM, [f"stopped by SIGTERM {state}"])
+
+
+def test_srun_ending_an_encode_for_another_ranks_sake_is_no_wish_to_requeue(job: Job) -> None:
+    noted = slurm(job, "RUNNING None")
+    ended = job.ends(lambda run_dir: os.kill(os.getpid(), signal.SIGTERM), command="encode")
+    assert (ended.code, noted.exists(), job.hows) == (143, False, ["stopped by SIGTERM RUNNING None"])
 
 
 def test_a_requeue_that_slurm_refuses_is_told(job: Job) -> None:
@@ -221,7 +227,7 @@ def test_errors_are_kept_with_rank_and_host(job: Job, capsys: pytest.CaptureFixt
     def bug(run_dir: Path) -> None:
         raise RuntimeError("shapes differ")
 
-    with pytest.raises(ValueError, match="config key"):
+    with pytest.raises(LaunchError, match=r"^config key 'x' is unknown$"):
         job.run(mistake)
     host = read_attempts(job.run_dir)[0].host
     path = job.run_dir / "launch" / "errors" / "77_rank0.txt"
@@ -295,7 +301,7 @@ def test_two_local_processes_are_requeued_and_end_as_if_undisturbed(
     """SIGUSR1 to rank 1 alone; both stop after one step, rank 0 requeues, and both go on."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    settings = tiny_settings(tmp_path, steps=40, log_every=1, device="cpu")
+    settings = tiny_settings(tmp_path, steps=24, log_every=1, device="cpu")
     path = tmp_path / "config.json"
     path.write_text(json.dumps(settings))
     executor = submitit.AutoExecutor(tmp_path / "logs", cluster="local")
@@ -311,7 +317,7 @@ def test_two_local_processes_are_requeued_and_end_as_if_undisturbed(
     os.kill(rank_1, signal.SIGUSR1)
     task.wait()
     first, second = read_attempts(tmp_path / "run")
-    assert (first.how, second.how, second.last_step) == ("requeued after SIGUSR1", "done", 40), task.stdout()
+    assert (first.how, second.how, second.last_step) == ("requeued after SIGUSR1", "done", 24), task.stdout()
     assert first.last_step == second.first_step
     fit(from_dict(TrainConfig, {**settings, "run_dir": str(tmp_path / "alone")}))
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
@@ -319,5 +325,5 @@ def test_two_local_processes_are_requeued_and_end_as_if_undisturbed(
 
 def losses(run_dir: Path) -> list[float]:
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == [*range(1, 41)]
+    assert [line["step"] for line in lines if "loss" in line] == [*range(1, 25)]
     return [line["loss"] for line in lines if "loss" in line]
