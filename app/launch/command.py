@@ -146,7 +146,8 @@ def _report(settings: LaunchConfig, plan: list[Planned], launches: list[Launch],
     place = f"partition {settings.partition}, " if settings.partition else ""
     limit = f"{settings.time_min} min" if settings.time_min else "no time limit"
     what = f"{len(launches)} runs, each " if len(launches) > 1 else ""
-    ids = ", ".join(base_ids(launch.job_id for launch in launches))
+    own = [launch.job_id for launch in launches]
+    ids = ", ".join(base_ids(own) if settings.executor == "slurm" else own)
     print(f"job {ids} ({settings.executor}): {what}{settings.nodes} x {settings.tasks} processes, {place}{limit}")
     for launch in launches[:3]:
         print(f"  log     {log_path(launch)}")
