@@ -92,11 +92,15 @@ def leaks(train: Iterable[Source], test: Iterable[Source]) -> list[str]:
 
 
 def _identities(source: Source) -> list[Any]:
-    """What tells each item's file from others: device and inode, with the row of an array; a URL itself."""
+    """What tells each item's file from others: device and inode, with the row of an array or the place in a shard; a
+    URL itself."""
     if source.arrays is not None:
         assert source.rows is not None
         array = _file(source.config.path)
         return [(array, int(row)) for row in source.rows]
+    if source.tar is not None:
+        places = [source.tar.place(item) for item in range(len(source))]
+        return [(_file(shard), offset) for shard, offset in places]
     return [_file(path) for path in source.paths]
 
 

@@ -17,6 +17,9 @@ def source_hash(source: Source) -> str:
     digest = hashlib.sha256(repr((source.config.fps, source.config.span, source.options.short_video)).encode())
     if source.arrays is not None:
         digest.update(_state(source.config.path).encode())
+    if source.tar is not None:
+        digest.update(" ".join(map(_state, source.tar.files.shards)).encode())
+        source.tar.identify(digest)
     for number, path in enumerate(source.paths):
         state = "" if source.arrays is not None else _state(path)
         span = None if source.spans is None else source.spans[number].tolist()

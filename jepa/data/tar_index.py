@@ -152,16 +152,18 @@ class TarIndex:
         self.skipped: dict[str, str] = facts["skipped"]
         self.num_skipped: int = facts["num_skipped"]
         self.version: int = facts["version"]
-        self.entries: NDArray[Any] = np.load(folder / "entries.npy", mmap_mode="r")
-        self.names: NDArray[np.uint8] = np.load(folder / "names.npy", mmap_mode="r")
+        # as plain arrays: those of the class memmap are slow to take single elements from
+        self.entries: NDArray[Any] = np.asarray(np.load(folder / "entries.npy", mmap_mode="r"))
+        self.names: NDArray[np.uint8] = np.asarray(np.load(folder / "names.npy", mmap_mode="r"))
+        self._name_ends = self.entries["name"]
 
     def __reduce__(self) -> tuple[type[TarIndex], tuple[Path]]:
         return TarIndex, (self.folder,)  # a spawned worker maps the same files
 
     def name(self, row: int) -> str:
         """The member's name in its shard."""
-        first = int(self.entries["name"][row - 1]) if row else 0
-        return self.names[first : int(self.entries["name"][row])].tobytes().decode(errors="surrogateescape")
+        first = int(self._name_ends[row - 1]) if row else 0
+        return self.names[first : int(self._name_ends[row])].tobytes().decode(errors="surrogateescape")
 
     @property
     def broken(self) -> dict[str, str]:
