@@ -90,7 +90,7 @@ class ShardOrder:
         self.size = int(self.shard_sizes.sum())
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
         self._cuts = functools.lru_cache(maxsize=64)(self._draw_cuts)
-        self._within = functools.lru_cache(maxsize=16)(self._draw_within)
+        self._within: dict[int, tuple[tuple[int, ...], NDArray[np.int32]]] = {}  # lane -> its last window's order
 
     def __reduce__(self) -> tuple[type[ShardOrder], tuple[NDArray[np.int64], int]]:
         return ShardOrder, (self.shard_sizes, self.window)
@@ -107,8 +107,11 @@ class ShardOrder:
         inside = ends[(ends > first) & (ends < last)]
         return np.concatenate(([first], inside[self.window - 1 :: self.window], [last]))
 
-    def _draw_within(self, seed: int, source: int, epoch: int, first: int, size: int) -> NDArray[np.int64]:
-        return stream(seed, WINDOW, source, epoch, first).permutation(size)
+    def _shuffled(self, seed: int, source: int, epoch: int, lane: Lane, first: int, size: int) -> NDArray[np.int32]:
+        key = (seed, source, epoch, lane.of, first, size)
+        if self._within.get(lane.number, (None,))[0] != key:
+            self._within[lane.number] = key, stream(seed, WINDOW, source, epoch, first).permutation(size).astype("i4")
+        return self._within[lane.number][1]
 
     def _window(self, seed: int, source: int, epoch: int, lane: Lane, place: int) -> tuple[int, int, int]:
         """First position of the window, its size, and the place within it."""
@@ -124,7 +127,7 @@ class ShardOrder:
 
     def item(self, seed: int, source: int, epoch: int, lane: Lane, place: int) -> int:
         first, size, within = self._window(seed, source, epoch, lane, place)
-        return self._at(seed, source, epoch, first + int(self._within(seed, source, epoch, first, size)[within]))
+        return self._at(seed, source, epoch, first + int(self._shuffled(seed, source, epoch, lane, first, size)[within]))
 
     def neighbour(
         self, seed: int, source: int, epoch: int, lane: Lane, place: int, rng: np.random.Generator
