@@ -127,7 +127,8 @@ class ShardOrder:
 
     def item(self, seed: int, source: int, epoch: int, lane: Lane, place: int) -> int:
         first, size, within = self._window(seed, source, epoch, lane, place)
-        return self._at(seed, source, epoch, first + int(self._shuffled(seed, source, epoch, lane, first, size)[within]))
+        order = self._shuffled(seed, source, epoch, lane, first, size)
+        return self._at(seed, source, epoch, first + int(order[within]))
 
     def neighbour(
         self, seed: int, source: int, epoch: int, lane: Lane, place: int, rng: np.random.Generator
