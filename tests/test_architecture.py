@@ -16,17 +16,19 @@ LAYERS = (
     ("jepa.models", "jepa.sharding", "jepa.masks"),
     ("jepa.data", "jepa.objectives", "jepa.planning"),
     (
-        "jepa.checkpoint", "jepa.sharded_checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
+        "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
         "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
         "jepa.encode", "jepa.parts", "jepa.streaming", "jepa.search",
         "jepa.compiling", "jepa.throughput", "jepa.profiling",
-        "jepa.peers", "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
+        "jepa.sharded_checkpoint", "jepa.peers",
+        "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),
     ("evals",),
     ("app",),
 )
 HOMES = {
-    "webdataset": "jepa/data/", "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
+    "webdataset": "jepa/data/",
+    "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
     "timm": "jepa/models/timm_encoder.py", "transformers": "jepa/export/", "onnx": "jepa/export/",
     "huggingface_hub": "jepa/pretrained/download.py", "pyarrow": "jepa/features/", "faiss": "jepa/search.py",
     "sklearn": "evals/probes/sklearn_bridge.py", "tensorboard": "jepa/logging.py",

@@ -100,6 +100,21 @@ def test_a_process_group_that_cannot_form_is_an_error(monkeypatch: pytest.Monkey
     assert not torch.distributed.is_initialized()
 
 
+def test_ranks_that_never_came_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    message = rf"rank 0 of 3 could not .* within 1 s: rank 1, rank 2 never came, only 0 \({socket.gethostname()}\) did"
+    with pytest.raises(DistributedError, match=message):
+        Run.start("cpu", timeout_s=1.0)
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(DistributedError, match=r"MASTER_PORT must be set for 3 processes"):
+        Run.start("cpu", timeout_s=1.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

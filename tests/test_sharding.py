@@ -94,7 +94,7 @@ def test_losses_weights_and_state_are_those_of_one_process(
     moved = load_checkpoint(folder / "one" / "checkpoints" / "step_00000002.pt")["objective"]
     for part in ("encoder.", "target_encoder.", "predictor."):  # the tolerance is far below what a step changes
         key = next(key for key in moved if key.startswith(part) and key.endswith("fc1.weight"))
-        assert (moved[key] - old["objective"][key]).abs().max() > 100 * TOLERANCE
+        assert (moved[key] - old["objective"][key]).abs().max() > 20 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["ddp4", "fsdp2", "fsdp4"])

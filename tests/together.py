@@ -39,7 +39,7 @@ def settings_of(folder: Path, name: str, *changes: dict[str, Any]) -> dict[str, 
     settings = tiny_settings(folder, steps=4, batch_size=8, accumulate=2, log_every=1, save_every=2, keep_last=9)
     settings["run_dir"] = str(folder / name)
     settings["objective"] |= {
-        "momentum": [0.9, 1.0],
+        "momentum": [0.9, 0.95],
         "regularizer": {"kind": "variance_covariance", "pooled": 0.5, "max_tokens": 70},
     }
     # Adam's step in proportion to the gradient: else rounding in a gradient near zero would decide about its sign
@@ -155,7 +155,8 @@ def full_disk(folder: Path, run: Run) -> list[Any]:
     """Rank 1 alone cannot write its shards of the second checkpoint: what all hear, and what is left."""
     session = open_session(folder, run, "full", FSDP, {"train": {"keep_last": 1}})
     good = save(session, 1)
-    refusal = mock.patch("torch.distributed.checkpoint.FileSystemWriter.write_data", side_effect=OSError(28, "No space"))
+    written = "torch.distributed.checkpoint.FileSystemWriter.write_data"
+    refusal = mock.patch(written, side_effect=OSError(28, "No space"))
     message = ""
     with refusal if run.rank == 1 else mock.patch("os.sync"):
         try:

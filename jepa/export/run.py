@@ -81,7 +81,7 @@ def _one_file(model: str | os.PathLike[str] | Pretrained, path: Path, weights: s
         raise ExportError("format checkpoint needs a run directory or a checkpoint: nothing else holds a training run")
     if weights != "target_encoder":
         raise ExportError(f"format checkpoint has no use for weights {weights!r}: it holds all of them")
-    source = find_checkpoint(model)
+    source = find_checkpoint(Path(model))
     if path.resolve() == source.resolve():
         raise ExportError(f"{path} is the checkpoint itself; choose another destination")
     check_free(path, (), force)
