@@ -43,7 +43,17 @@ def run_block(
     again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if recompute == "selective":
         again = functools.partial(again, context_fn=functools.partial(create_selective_checkpoint_contexts, _KEPT))
+        if torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling():
+            return again(_casting_anew, block, x, rope, num_queries, steps)
     return again(block, x, rope, num_queries, steps)
+
+
+def _casting_anew(block: nn.Module, x: Tensor, *rest: Any) -> Tensor:
+    """``block`` without autocast's memory of weights that it has cast before: what is computed again must be the same
+    operators in the same order, and a second pass (another mask family) would find its weights cast already."""
+    kind = x.device.type
+    with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False):
+        return block(x, *rest)
 
 
 class Recomputing(nn.Module):
