@@ -120,7 +120,7 @@ class Cluster:
         config = CONFIG.format(
             folder=folder, host=host, user=getpass.getuser(), ports=free_ports(1 + len(NODES)), nodes=NODES,
             partitions=PARTITIONS, cpus=CPUS, gpus=GPUS,
-            first_job=1 + secrets.randbelow(1_000_000),  # submitit draws a job's port from its number: not the same again
+            first_job=1 + secrets.randbelow(1_000_000),  # submitit draws a job's port from it: not the same again
         )  # fmt: skip
         (folder / "slurm.conf").write_text(config)
         for number in range(GPUS):
@@ -192,14 +192,19 @@ class Cluster:
 
 
 def processes_of(conf: str) -> set[int]:
-    """The living processes that were started with ``SLURM_CONF=conf``, this one and those it came from excepted."""
-    marker, found = f"SLURM_CONF={conf}".encode(), set()
+    """The living processes that were started with ``SLURM_CONF=conf``, this one excepted."""
+    return processes_with("SLURM_CONF", conf) - {os.getpid()}
+
+
+def processes_with(variable: str, value: str) -> set[int]:
+    """The living processes that were started with this in their environment."""
+    marker, found = f"{variable}={value}".encode(), set()
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to somebody else
             dead = (folder / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
             if not dead and marker in (folder / "environ").read_bytes().split(b"\0"):
                 found.add(int(folder.name))
-    return found - {os.getpid()}
+    return found
 
 
 def free_ports(count: int) -> list[int]:

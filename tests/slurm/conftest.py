@@ -34,12 +34,13 @@ def running_cluster() -> Iterator[dict[str, str]]:
         yield dict(exports)
 
 
-@pytest.fixture
-def cluster(running_cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def cluster(running_cluster: dict[str, str]) -> Iterator[dict[str, str]]:
     """The commands of SLURM, and jobs, see the cluster. Gives its variables."""
-    for name, value in {**running_cluster, "OMP_NUM_THREADS": "1"}.items():
-        monkeypatch.setenv(name, value)
-    return running_cluster
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**running_cluster, "OMP_NUM_THREADS": "1"}.items():
+            patch.setenv(name, value)
+        yield running_cluster
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
