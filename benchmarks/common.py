@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from jepa.models import Encoder, EncoderConfig, PredictorConfig, Size
+from jepa.models import EncoderConfig, PredictorConfig, Size
 from jepa.models.linear import CPU_HAS_BF16, linear
 from jepa.types import ClipConfig
 
@@ -138,22 +138,6 @@ def peaks(dtype: str, device: str, clock: str) -> float:
     print(f"    {native / 1e9:.0f} GFLOP/s with PyTorch's bf16 products (the peer)")
     print(f"    {ours / 1e9:.0f} GFLOP/s with operands rounded to bf16 and multiplied in fp32 (jepa.models.linear)")
     return max(native, ours)
-
-
-def forward_flops(size: Size, tokens: int, last_queries: int | None = None) -> float:
-    """Multiply-adds times two of the transformer blocks on ``tokens`` tokens; the last block may answer fewer."""
-
-    def block(queries: int) -> float:
-        dim, hidden = size.embed_dim, size.embed_dim * size.mlp_ratio
-        keys_values = 2 * tokens * 2 * dim * dim
-        return keys_values + queries * (2 * 2 * dim * dim + 2 * 2 * dim * hidden) + 4 * queries * tokens * dim
-
-    return (size.depth - 1) * block(tokens) + block(last_queries or tokens)
-
-
-def patch_flops(encoder: Encoder, tokens: int) -> float:
-    """The patch embedding of ``tokens`` tokens."""
-    return 2.0 * tokens * encoder.patch_embed.proj.weight.numel()
 
 
 def report_best(medians: dict[str, dict[str, float]]) -> None:

@@ -25,6 +25,7 @@ import jepa
 from benchmarks import common
 from jepa.data.encoding import write_video
 from jepa.models import Encoder, EncoderConfig, PredictorConfig
+from jepa.models.flops import encoder_flops
 from jepa.types import ClipConfig
 
 FPS, SECONDS, SIDE = 25, 4, 320  # of the made videos
@@ -91,8 +92,8 @@ def encoder_alone(options: Any, dtype: str, ours: Encoder, peer: Any) -> dict[st
     runs: Runs = {"jepa": encode_ours, "transformers": encode_peer}
     medians = common.alternate(runs, options.repeats, device, options.clock)
     tokens = options.batch_size * ours.grid.size
-    block, patches = common.forward_flops(ours.config.shape, ours.grid.size), common.patch_flops(ours, ours.grid.size)
-    common.report(medians, options.batch_size * (block + patches), tokens, peak)
+    flops = options.batch_size * encoder_flops(ours, ours.grid.size, trained=False)
+    common.report(medians, flops, tokens, peak)
     common.breakdown(runs, device)
     return medians
 

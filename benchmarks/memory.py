@@ -64,26 +64,26 @@ class StepMemory(NamedTuple):
 
 
 def measure_step(objective: Objective, batch: Batch, recompute: Recompute, autocast: torch.dtype | None) -> StepMemory:
-    """The second step of ``objective`` (made on the meta device) on a ``batch`` that is made by operators here: see
-    ``fake_step`` and ``real_step``."""
+    """A step of ``objective`` (made on the meta device) on ``batch``, after its optimizer has been used once."""
     set_recompute(objective, recompute)
     with LiveBytes() as live:
         fill(objective)
         batch = Batch(clip=batch.clip.clone(), masks=batch.masks)
         optimizer = build_optimizer(objective, OptimConfig())
-        for _ in range(2):  # the first one makes the optimizer's state
-            resting = live.now
-            live.peak = 0
-            context = contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast)
-            with context:
-                loss = objective(batch, 0.0).total
-            kept = live.now - resting
-            loss.backward()
-            del loss
-            gradients = live.now - resting
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            objective.after_step(0.0)
+        for p in objective.parameters():
+            p.grad = torch.zeros_like(p) if p.requires_grad else None
+        optimizer.step()  # makes the optimizer's state
+        optimizer.zero_grad(set_to_none=True)
+        resting = live.now
+        live.peak = 0
+        with contextlib.nullcontext() if autocast is None else torch.autocast("cpu", autocast):
+            loss = objective(batch, 0.0).total
+        kept = live.now - resting
+        loss.backward()
+        del loss
+        gradients = live.now - resting
+        optimizer.step()
+        objective.after_step(0.0)
         return StepMemory(resting, gradients, kept, live.peak)
 
 

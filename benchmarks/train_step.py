@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 from benchmarks import common
 from jepa.masks import MultiBlockConfig, build_masks
-from jepa.models import EncoderConfig, PredictorConfig, Size
+from jepa.models import EncoderConfig, PredictorConfig
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
 from jepa.optim import OptimConfig, apply_schedules, build_optimizer, parameter_groups
 from jepa.types import Batch, ClipConfig, Mask
@@ -106,19 +106,6 @@ def peer_step(model: Any, clip: Tensor, masks: Sequence[Mask], device: str, dtyp
     return step
 
 
-def step_flops(objective: MaskedObjective, predictor: PredictorConfig, masks: Sequence[Mask]) -> float:
-    """Floating-point operations that a step needs, per clip; a backward pass costs two forward passes."""
-    encoder, size = objective.encoder, objective.encoder.config.shape
-    narrow = Size(predictor.embed_dim, predictor.depth, predictor.num_heads, predictor.mlp_ratio)
-    total = common.forward_flops(size, encoder.grid.size) + common.patch_flops(encoder, encoder.grid.size)
-    for mask in masks:
-        context, targets = mask.context_ids.shape[1], mask.target_ids.shape[2]
-        total += 3 * common.forward_flops(size, context) + 2 * common.patch_flops(encoder, context)
-        total += 3 * common.forward_flops(narrow, context + targets, last_queries=targets)
-        total += 3 * 2 * (context + targets) * size.embed_dim * narrow.embed_dim  # in and out of the predictor
-    return total
-
-
 def main() -> None:
     extra = {"--predictor-dim": 192, "--predictor-depth": 12, "--predictor-heads": 6}
     options = common.arguments(__doc__ or "", size="vit_small", batch_size=2, repeats=5, extra=extra)
@@ -147,7 +134,7 @@ def main() -> None:
         f"trained parameters; {clip.num_frames} frames at {clip.crop_size} px, batch {options.batch_size}: "
         f"{ours.encoder.grid.size} tokens per clip, {shapes}; {common.describe_machine(device)}"
     )
-    flops = options.batch_size * step_flops(ours, predictor, masks)
+    flops = ours.work(masks).flops
     medians: dict[str, dict[str, float]] = {}
     for dtype in ("fp32", "bf16") if options.dtype == "both" else (options.dtype,):
         print(f"\n{dtype}")
