@@ -51,6 +51,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         reports = [r for r in terminalreporter.stats.get(kind, []) if getattr(r, "nodeid", "").startswith(here)]
         if reports:
             counts.append(f"{len(reports)} {kind}")
-        reasons |= {report.longrepr[2] for report in reports if kind == "skipped"}
+        reasons |= {report.longrepr[2].removeprefix("Skipped: ") for report in reports if kind == "skipped"}
     if counts:
         terminalreporter.write_line("; ".join([f"SLURM tests: {', '.join(counts)}", *sorted(reasons)]))
