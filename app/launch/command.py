@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,8 @@ def run(args: argparse.Namespace) -> int | None:
         return _cancel(Path(args.cancel))
     if args.tail is not None:
         return _tail(args)
+    if args.app == "train" and args.config is None:
+        raise ValueError("which config? jepa launch CONFIG --partition P --time MIN (jepa launch --help)")
     settings = settings_from(args)
     _check_gpus(settings)
     plan, home = _plan(args, settings)
@@ -74,8 +77,7 @@ def _plan(args: argparse.Namespace, settings: LaunchConfig) -> tuple[list[Planne
             raise ValueError(f"--array varies the keys of a training config: it is not for --app {args.app}")
         words = [word for word in (args.config, *args.overrides) if word is not None]
         return plan_command(args.app, words, args.run_dir)
-    if args.config is None:
-        raise ValueError("which config? jepa launch CONFIG --partition P --time MIN (jepa launch --help)")
+    assert args.config is not None
     overrides = [*args.overrides, *([] if args.run_dir is None else [f"run_dir={args.run_dir}"])]
     if args.array is not None:
         return plan_sweep(args.config, overrides, args.array, settings)
@@ -153,8 +155,8 @@ def _report(settings: LaunchConfig, plan: list[Planned], launches: list[Launch],
         print(f"  log     {log_path(launch)}")
     if len(launches) > 3:
         print(f"  ... and {len(launches) - 3} more in {launches[0].logs}")
-    for words in (f"--tail {plan[0].run_dir} -f", f"--status {home}", f"--cancel {home}"):
-        print(f"  {words.split()[0][2:]:7} jepa launch {words}")
+    for name, folder, further in (("tail", plan[0].run_dir, " -f"), ("status", home, ""), ("cancel", home, "")):
+        print(f"  {name:7} jepa launch --{name} {shlex.quote(str(folder))}{further}")
 
 
 # ---- afterwards ------------------------------------------------------------------------------------------------------

@@ -73,7 +73,10 @@ def _read(kind: type[T], path: Path) -> T | None:
     try:
         return from_dict(kind, json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        raise ConfigError(
+            f"{path} cannot be read: {error}; remove it to launch anew, once no job of it waits or runs (its job ids "
+            "begin the names in launch/logs)"
+        ) from None
 
 
 def write_record(path: Path, record: Launch | Sweep) -> None:

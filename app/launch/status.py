@@ -154,7 +154,7 @@ def read_status(run_dir: Path, launch: Launch, state: JobState) -> RunStatus:
         speed = record.get("time/clips_per_s", speed)
         probes |= {key.removeprefix("online/"): value for key, value in record.items() if _is_figure(key)}
     return RunStatus(
-        name=run_dir.name, job_id=launch.job_id, state=state.state, why=state.reason, nodes=state.nodes,
+        name=run_dir.absolute().name, job_id=launch.job_id, state=state.state, why=state.reason, nodes=state.nodes,
         attempts=read_attempts(run_dir), step=step, total=total, loss=loss, clips_per_s=speed, log=log_path(launch),
         overrides=launch.overrides, probes=probes,
     )  # fmt: skip

@@ -109,6 +109,7 @@ def test_without_slurm_or_with_its_refusal_the_error_says_what_to_do(
 ) -> None:
     assert "time_min is missing" in error_of(["launch", config, "--partition", "gpu"], capsys)
     assert "which config?" in error_of(["launch", *JOB], capsys)
+    assert "which config?" in error_of(["launch"], capsys)
     cluster.refuse("sbatch", "sbatch: error: invalid partition specified: gpux\nsbatch: error: Batch job submission "
                              "failed: Invalid partition name specified")  # fmt: skip
     said = error_of(["launch", config, *JOB], capsys)
@@ -165,6 +166,21 @@ def test_a_dry_run_prints_everything_and_leaves_nothing(
     assert "executor: local" in printed
     assert f"run_dir: {tmp_path}/other" in printed
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_printed_can_be_pasted_and_a_record_that_was_cut_off_says_what_to_do(
+    config: str, cluster: FakeSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["launch", config, *JOB, "run_dir=my runs/a"]) == 0
+    assert f"jepa launch --tail '{os.path.abspath('my runs/a')}' -f\n" in capsys.readouterr().out
+    cluster.answer("squeue", "77|PENDING|Resources|")
+    monkeypatch.chdir("my runs/a")
+    assert main(["launch", "--status", "."]) == 0
+    assert capsys.readouterr().out.startswith("a: PENDING\n")
+    Path("launch/launch.json").write_text('{"command": ["tr')
+    said = error_of(["launch", "--cancel", "."], capsys)
+    assert "launch.json cannot be read" in said
+    assert "its job ids begin the names in launch/logs" in said
 
 
 def test_other_commands_are_launched_into_a_folder_of_their_own(
