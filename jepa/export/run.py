@@ -85,8 +85,12 @@ def _one_file(model: str | os.PathLike[str] | Pretrained, path: Path, weights: s
     if path.resolve() == source.resolve():
         raise ExportError(f"{path} is the checkpoint itself; choose another destination")
     check_free(path, (), force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(path, load_checkpoint(source))
+    state = load_checkpoint(source)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_checkpoint(path, state)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+        raise ExportError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
     return path
 
 

@@ -14,7 +14,7 @@ from exportable import TILED, golden, made
 
 import jepa
 from jepa.checkpoint import code_version
-from jepa.export import FORMATS, export
+from jepa.export import export
 from jepa.export.staging import ExportError
 
 NAMES = {"transformers": "out", "safetensors": "out", "onnx": "out.onnx", "torch-export": "out.pt2"}
@@ -32,7 +32,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", NAMES)
 def test_a_full_disk_leaves_nothing(tmp_path: Path, format: Any) -> None:
     model = made(rope=TILED, depth=1)
     with files_of_at_most(20_000), pytest.raises(ExportError, match=r"out.* could not be written"):
