@@ -13,6 +13,7 @@ import glob
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -22,10 +23,12 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from jepa.config import ConfigError
+from jepa.data.listing import VIDEO_SUFFIXES
 from jepa.data.video import VideoError, is_url, local_path, one_line
 from jepa.files import atomic_write, cache_folder
 
 _SHARD = re.compile(r"\.(tar|tar\.gz|tgz)($|[?:])", re.IGNORECASE)
+PLAN = "shards.json"  # beside shards that `jepa data shard` writes: what they are made of
 _OPEN_FILES = 64  # descriptors that a process keeps: one for each shard that it has used lately
 _IN_MEMORY = 2**26  # bytes; a longer member is read in pieces
 
@@ -46,8 +49,7 @@ def expand_shards(path: str) -> list[str]:
     from webdataset.shardlists import expand_urls
 
     if os.path.isdir(path):
-        names = sorted(name for name in os.listdir(path) if _SHARD.search(name) and not name.startswith("."))
-        return [os.path.join(path, name) for name in names]
+        return _shards_of(path)
     try:
         shards = expand_urls(local_path(path))
     except AssertionError as error:  # ${NAME} stands for the environment variable WDS_NAME
@@ -59,6 +61,28 @@ def expand_shards(path: str) -> list[str]:
             f"data source {path}: {len(missing)} of {len(found)} shards do not exist, the first: {missing[0]}"
         )
     return found
+
+
+def _shards_of(folder: str) -> list[str]:
+    """Every shard of a folder. Raises ``ConfigError`` when some of those that ``jepa data shard`` meant to write are
+    missing, and when videos lie beside the shards: nobody could tell which are meant."""
+    found = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    names = [name for name in found if _SHARD.search(name)]
+    videos = [name for name in found if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES]
+    if videos:
+        raise ConfigError(
+            f"data source {folder} holds {len(names)} tar shards ({names[0]}, ...) and {len(videos)} videos "
+            f"({videos[0]}, ...): name the shards as {os.path.join(folder, '*.tar')}, or move them out of there"
+        )
+    planned = 0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        planned = int(json.loads(Path(folder, PLAN).read_text())["shards"])
+    if len(names) < planned:
+        raise ConfigError(
+            f"data source {folder}: `jepa data shard` was to write {planned} shards there, but {len(names)} are there: "
+            f"run it again, copy the others too, or name those that you want ({os.path.join(folder, '*.tar')})"
+        )
+    return [os.path.join(folder, name) for name in names]
 
 
 def _is_local(shard: str) -> bool:

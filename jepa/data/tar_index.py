@@ -40,13 +40,15 @@ _VERSION, _BLOCK, _NAMED = 1, 512, 1000
 @dataclass(slots=True)
 class Scanned:
     """One shard: ``rows`` of ``ENTRY`` fields (``name``: end of the name in ``names``), the samples left out and why,
-    and what is wrong with the shard itself ('' for nothing)."""
+    what is wrong with the shard itself ('' for nothing), and ``crowded``: members that are not used because another
+    one of their kind is, in the same sample."""
 
     rows: list[tuple[int, int, int, int, int, tuple[float, float]]] = field(default_factory=list)
     names: bytearray = field(default_factory=bytearray)
     labels: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     broken: str = ""
+    crowded: list[str] = field(default_factory=list)
 
 
 def scan_shard(path: str | Path, label_key: str | None = None, member: str | None = None) -> Scanned:
@@ -68,6 +70,8 @@ def scan_shard(path: str | Path, label_key: str | None = None, member: str | Non
                     key, parts = prefix, {}
                 if info.offset_data + info.size > total:
                     raise tarfile.ReadError(f"it ends within {info.name}")
+                if suffix.lower() in parts:
+                    found.crowded.append(info.name)
                 parts[suffix.lower()] = (info.name, info.offset_data, info.size)
             _add(found, file.fileno(), parts, key, label_key, member)
             file.seek(tar.offset)
@@ -95,6 +99,7 @@ def _add(
         found.skipped[key] = f"it has no {wanted}, only {', '.join(f'.{suffix}' for suffix in parts)}"
         return
     name, offset, size = parts[min(ranked)[1]]  # of several, a video comes first, then by name
+    found.crowded += [parts[suffix][0] for rank, suffix in sorted(ranked)[1:] if rank == min(ranked)[0]]
     if not size:
         found.skipped[name] = "it is empty (0 bytes)"
         return
@@ -141,7 +146,8 @@ class TarIndex:
     """The samples of shards, mapped: ``entries`` ``[N]`` of ``ENTRY`` in the order of the shards, ``names`` bytes.
 
     ``shards``: one record for each (name, bytes, samples, what is broken); ``labels``: names of label ids;
-    ``skipped``: the samples left out and why (the first 1000), ``num_skipped`` of them in all.
+    ``skipped``: the samples left out and why (the first 1000), ``num_skipped`` of them in all; ``crowded``: members
+    that are not used because another one of their kind is (the first 1000), ``num_crowded`` of them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -151,6 +157,8 @@ class TarIndex:
         self.labels: list[str] = facts["labels"]
         self.skipped: dict[str, str] = facts["skipped"]
         self.num_skipped: int = facts["num_skipped"]
+        self.crowded: list[str] = facts.get("crowded", [])
+        self.num_crowded: int = facts.get("num_crowded", 0)
         self.version: int = facts["version"]
         # as plain arrays: those of the class memmap are slow to take single elements from
         self.entries: NDArray[Any] = np.asarray(np.load(folder / "entries.npy", mmap_mode="r"))
@@ -187,7 +195,8 @@ def build_index(
     tables, names, records = [], [np.zeros(0, dtype=np.uint8)], []
     labels: dict[str, int] = {}
     skipped: dict[str, str] = {}
-    written = num_skipped = 0
+    crowded: list[str] = []
+    written = num_skipped = num_crowded = 0
     with ThreadPoolExecutor(4) as pool, tqdm(
         total=len(shards), desc="index", unit="shard", disable=not progress or len(shards) < 2
     ) as bar:  # fmt: skip
@@ -203,12 +212,15 @@ def build_index(
                 num_skipped += 1
                 if len(skipped) < _NAMED:
                     skipped[f"{shards[number]}/{key}"] = reason
+            num_crowded += len(found.crowded)
+            crowded += [f"{shards[number]}/{name}" for name in found.crowded[: _NAMED - len(crowded)]]
             name = os.path.basename(shards[number]) if relative else shards[number]
             records.append({"name": name, "bytes": size, "samples": len(table), "broken": found.broken})
             bar.update()
     facts = {
         "version": _VERSION, "samples": sum(map(len, tables)), "shards": records,
         "labels": list(labels), "skipped": skipped, "num_skipped": num_skipped,
+        "crowded": crowded, "num_crowded": num_crowded,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in (("entries", np.concatenate(tables)), ("names", np.concatenate(names))):

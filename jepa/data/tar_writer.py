@@ -24,12 +24,12 @@ from jepa.data.encoding import WriteError
 from jepa.data.listing import MANIFEST, read_rows
 from jepa.data.settings import share_classes
 from jepa.data.sources import Source, SourceConfig, open_source
+from jepa.data.tar_files import PLAN
 from jepa.data.tar_index import INDEX, build_index
 from jepa.data.video import VideoError
 from jepa.files import atomic_write
 
 log = logging.getLogger("jepa")
-_PLAN = "shards.json"
 _OVERHEAD = 4096  # bytes of headers, label and padding for each sample, about
 
 
@@ -68,6 +68,9 @@ def write_shards(
     """
     if shard_mb <= 0 or (shard_count is not None and shard_count < 1):
         raise ConfigError(f"shard_mb {shard_mb:g} and shard_count {shard_count} must be positive")
+    for config in sources:
+        if os.path.realpath(config.path) == os.path.realpath(folder):
+            raise ConfigError(f"{folder} is one of the sources: write the shards to another folder")
     opened = share_classes([open_source(config) for config in sources])
     items, failed = _list_items(opened)
     if shuffle is not None:
@@ -151,7 +154,7 @@ def _plan(
 
 def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """Make ``folder`` this job's, or refuse it."""
-    record = folder / _PLAN
+    record = folder / PLAN
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not record.exists():

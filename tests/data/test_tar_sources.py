@@ -289,6 +289,32 @@ def test_missing_shards_and_empty_ones_are_found_at_the_start(shards, tmp_path):
         open_source(SourceConfig(path=f"pipe:cat {tmp_path}/nothing.tar"))
 
 
+def test_a_folder_that_lacks_shards_or_holds_videos_too_is_refused(shards, tmp_path):
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    (folder / "shard-000003.tar").unlink()  # deleted, not copied, or not yet written
+    with pytest.raises(ConfigError, match=r"was to write 5 shards there, but 4 are there.*run it again.*\*\.tar"):
+        open_source(SourceConfig(path=str(folder)))
+    assert len(open_source(SourceConfig(path=f"{folder}/*.tar"))) == 10
+    (folder / "a.mp4").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"4 tar shards \(shard-000000\.tar, \.\.\.\) and 1 videos \(a\.mp4"):
+        open_source(SourceConfig(path=str(folder)))
+
+
+def test_members_behind_another_of_their_kind_are_named(tmp_path, caplog):
+    names = ("film.part1.png", "film.part2.png", "film.json", "b.npy", "b.png", "c.png")
+    path = write_tar(tmp_path / "a.tar", {name: b"{}" for name in names})
+    for _ in range(2):  # read, and from the kept index
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "jepa"):
+            assert len(open_source(SourceConfig(path=str(path)))) == 3
+        assert f"1 members are not used, the first: {path}/film.part2.png. Members are one sample" in caplog.text
+    with caplog.at_level(logging.WARNING, "jepa"):
+        caplog.clear()
+        assert len(open_source(SourceConfig(path=str(path), member="part2.png"))) == 1
+    assert "not used" not in caplog.text
+
+
 def test_pipes_give_the_batches_of_local_shards_and_are_fetched_within_the_room(shards, tmp_path, cache):
     local = take(loader(shards, shuffle_shards=2), 6)
     log = tmp_path / "log"

@@ -73,6 +73,8 @@ def test_the_same_job_makes_the_same_bytes_and_goes_on_where_it_stopped(video_fo
     (tmp_path / "a" / "shards.json").unlink()
     with pytest.raises(ConfigError, match="shards that this command did not write"):
         write_shards(sources, tmp_path / "a", shard_count=4, progress=False)
+    with pytest.raises(ConfigError, match="is one of the sources: write the shards to another folder"):
+        write_shards([SourceConfig(path=f"{tmp_path}/b/")], tmp_path / "b", progress=False)
 
 
 def test_a_full_disk_is_noticed_before_and_while_writing(video_folder, tmp_path, monkeypatch):
