@@ -28,9 +28,8 @@ from torch import Tensor
 
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
 from jepa.distributed import Run
-from jepa.files import atomic_write
+from jepa.files import SHARDED_SUFFIX, atomic_write, is_sharded_checkpoint, remove
 from jepa.models.encoder import Encoder, EncoderConfig
-from jepa.sharded_checkpoint import SUFFIX, is_sharded_checkpoint, read_sharded, remove, write_sharded
 from jepa.tensorfiles import CheckpointError, build_loaded, read_torch_file
 from jepa.types import ClipConfig
 
@@ -65,7 +64,9 @@ def save_sharded(
     keep_every: int | None = None,
 ) -> Path:  # fmt: skip
     """As ``save_checkpoint``, for tensors in shards, into a folder; called on every process."""
-    path = checkpoint_path(run_dir, step).with_suffix(SUFFIX)
+    from jepa.sharded_checkpoint import write_sharded
+
+    path = checkpoint_path(run_dir, step).with_suffix(SHARDED_SUFFIX)
     run.on_main(lambda: sweep(path.parent))
     try:
         write_sharded(path, {**described(step), **state}, run)
@@ -135,7 +136,8 @@ def step_of(path: Path) -> int:
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
     """Checkpoints of a run, files and folders, oldest first."""
     folder = Path(run_dir) / "checkpoints"
-    found = [*folder.glob("step_*.pt"), *(p for p in folder.glob(f"step_*{SUFFIX}") if is_sharded_checkpoint(p))]
+    folders = (path for path in folder.glob(f"step_*{SHARDED_SUFFIX}") if is_sharded_checkpoint(path))
+    found = [*folder.glob("step_*.pt"), *folders]
     return sorted((p for p in found if p.stem[5:].isdigit()), key=step_of)
 
 
@@ -153,7 +155,7 @@ def find_checkpoint(path: str | Path) -> Path:
         latest = latest_checkpoint(path)
         if latest is None:
             raise CheckpointError(
-                f"run directory {path} holds no checkpoint (looked for checkpoints/step_*.pt and step_*{SUFFIX})"
+                f"run directory {path} holds no checkpoint (looked for checkpoints/step_*.pt, step_*{SHARDED_SUFFIX})"
             )
         return latest
     if not path.exists():
@@ -168,7 +170,12 @@ def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     it is asked for, and the optimizer's state is left out.
     """
     path = find_checkpoint(path)
-    state = read_sharded(path, whole=not mmap) if path.is_dir() else read_torch_file(path, mmap=mmap)
+    if path.is_dir():
+        from jepa.sharded_checkpoint import read_sharded
+
+        state = read_sharded(path, whole=not mmap)
+    else:
+        state = read_torch_file(path, mmap=mmap)
     missing = [key for key in _REQUIRED if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(f"{path} is not a checkpoint of this toolkit: it lacks {', '.join(missing)}")

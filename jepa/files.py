@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+SHARDED_SUFFIX = ".dcp"  # of a checkpoint that is a folder (jepa.sharded_checkpoint)
+SHARDED_REST = "checkpoint.pt"  # the last file to appear in it
 
 
 @contextlib.contextmanager
@@ -30,6 +34,22 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Any]:
         os.fsync(directory)  # the rename itself must survive a power cut
     finally:
         os.close(directory)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, file or folder, that may not be there; a folder never shows half deleted."""
+    if path.is_dir():
+        hidden = path.with_name(f".{path.name}.old.tmp")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_sharded_checkpoint(path: str | Path) -> bool:
+    """Whether ``path`` is a complete folder of this kind."""
+    return os.path.isfile(os.path.join(path, SHARDED_REST))
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:

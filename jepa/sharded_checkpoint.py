@@ -3,6 +3,8 @@
 ``run_dir/checkpoints/step_00001000.dcp/`` holds the tensors of model and optimizer in ``*.distcp`` files, torch's index
 of them in ``.metadata``, and last of all ``checkpoint.pt`` with everything else a checkpoint has (``jepa.checkpoint``).
 The folder is filled under another name and renamed when all processes are done. Any number of processes reads it.
+
+The import takes seconds (torch.distributed.checkpoint), so that ``jepa.checkpoint`` waits until there is such a folder.
 """
 
 from __future__ import annotations
@@ -22,11 +24,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from jepa.distributed import Run
-from jepa.files import atomic_write
+from jepa.files import SHARDED_REST, atomic_write, remove
 from jepa.tensorfiles import CheckpointError, read_torch_file
 
-SUFFIX = ".dcp"
-REST = "checkpoint.pt"
 _DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
 _INDEX_NAMES = {  # what torch's index is made of; anything else in it is refused
     "torch.distributed.checkpoint.metadata": None,
@@ -83,7 +83,7 @@ def _begin(temporary: Path) -> None:
 
 def _finish(temporary: Path, path: Path, rest: Mapping[str, Any]) -> None:
     try:
-        with atomic_write(temporary / REST) as file:  # flushes the folder, too
+        with atomic_write(temporary / SHARDED_REST) as file:  # flushes the folder, too
             torch.save(dict(rest), file)
         remove(path)  # of the same step, written by an attempt that was continued from an earlier one
         os.replace(temporary, path)
@@ -96,23 +96,7 @@ def _finish(temporary: Path, path: Path, rest: Mapping[str, Any]) -> None:
         raise CheckpointError(getattr(error, "strerror", None) or str(error).splitlines()[0]) from error
 
 
-def remove(path: Path) -> None:
-    """Delete a checkpoint, file or folder, that may not be there; a folder never shows half deleted."""
-    if path.is_dir():
-        hidden = path.with_name(f".{path.name}.old.tmp")
-        shutil.rmtree(hidden, ignore_errors=True)
-        os.replace(path, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 # ---- reading ---------------------------------------------------------------------------------------------------------
-
-
-def is_sharded_checkpoint(path: str | Path) -> bool:
-    """Whether ``path`` is a complete folder of this kind."""
-    return os.path.isfile(os.path.join(path, REST))
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -189,9 +173,9 @@ def read_sharded(path: Path, whole: bool) -> dict[str, Any]:
 
     ``whole``: read them all; else ``objective`` reads a tensor when it is asked for and ``optimizer`` has no state.
     """
-    state = read_torch_file(path / REST)
+    state = read_torch_file(path / SHARDED_REST)
     if not isinstance(state, dict) or not isinstance(state.get("optimizer"), dict):
-        raise CheckpointError(f"{path / REST} is not part of a checkpoint of this toolkit")
+        raise CheckpointError(f"{path / SHARDED_REST} is not part of a checkpoint of this toolkit")
     weights = ShardedTensors(path, "objective.")
     state["objective"] = weights.whole() if whole else weights
     if whole:
