@@ -114,8 +114,8 @@ def open_tar(path: str, cache_gb: float, label_key: str | None = None, member: s
         log.warning("left out: %d samples in all; %s names them", index.num_skipped, index.folder / "index.json")
     if index.num_crowded:
         log.warning(
-            "%d members are not used, the first: %s. Members are one sample when their names agree up to the first dot; of "
-            "several videos in it the first by name is used ('member' of the source names another)",
+            "%d members are not used, the first: %s. Members make one sample if their names agree up to the first dot; "
+            "of several videos in one the first by name is used ('member' of the source names another)",
             index.num_crowded, index.crowded[0],
         )  # fmt: skip
     items = TarItems(path, index, ShardFiles(addresses, cache_gb), _rows(index, numbers))

@@ -308,7 +308,7 @@ def test_members_behind_another_of_their_kind_are_named(tmp_path, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "jepa"):
             assert len(open_source(SourceConfig(path=str(path)))) == 3
-        assert f"1 members are not used, the first: {path}/film.part2.png. Members are one sample" in caplog.text
+        assert f"1 members are not used, the first: {path}/film.part2.png. Members make one sample" in caplog.text
     with caplog.at_level(logging.WARNING, "jepa"):
         caplog.clear()
         assert len(open_source(SourceConfig(path=str(path), member="part2.png"))) == 1
