@@ -30,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file runs by path, too
 
-from benchmarks.memory import StepMemory, fake_step, measure_step
+from benchmarks.memory import StepMemory, fake_step, measure_step, unchecked
 from jepa.config import apply_overrides, from_dict, load_yaml
 from jepa.masks import MaskFamily, build_masks
 from jepa.models.recompute import Recompute
@@ -115,6 +115,7 @@ def row(config: TrainConfig, clips: int, flops_per_s: float) -> list[str]:
     memory = []
     for policy in get_args(Recompute):
         memory.append(fake_step(parts_of(config)[0], lambda: draw(families, config, clips, typical), policy))
+    assert all(step.gradients == 4 * trained for step in memory), "a step leaves more behind than its gradients"
     fixed = memory[0].resting + 4 * trained
     total = config.train.steps * config.train.batch_size
     return [
@@ -134,7 +135,10 @@ def check_memory() -> None:
     )
     print("| activation checkpointing | fake tensors | real tensors | resident memory grew by |\n|---|---|---|---|")
     for policy in get_args(Recompute):
-        with FakeTensorMode(allow_non_fake_inputs=True), mock.patch("jepa.types.TokenGrid.check"):
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            mock.patch("jepa.types.TokenGrid.check", unchecked),
+        ):
             fake = small_step(policy).peak
         # in a process of its own: freed memory that an allocator keeps would hide the next step's
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
