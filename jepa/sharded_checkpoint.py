@@ -65,6 +65,7 @@ def write_sharded(path: Path, state: Mapping[str, Any], run: Run) -> None:
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(temporary, sync_files=True))
     except CheckpointException as error:
         rank, (reason, _) = next(iter(error.failures.items()))
+        run.on_main(lambda: shutil.rmtree(temporary, ignore_errors=True))  # all have ended, and the disk may be full
         raise CheckpointError(f"rank {rank}{_host(run, rank)}: {reason}") from error
     run.on_main(lambda: _finish(temporary, path, rest))
 
@@ -93,6 +94,7 @@ def _finish(temporary: Path, path: Path, rest: Mapping[str, Any]) -> None:
         finally:
             os.close(directory)
     except (OSError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(getattr(error, "strerror", None) or str(error).splitlines()[0]) from error
 
 
