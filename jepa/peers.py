@@ -31,9 +31,9 @@ def naming_lost_peers(run: Run, run_dir: str | Path) -> Iterator[None]:
     except RuntimeError as error:  # DistError is one too
         if run.world_size == 1 or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
             raise
-        reason = str(error).strip().splitlines()[0][:300]
+        reason = str(error).strip().splitlines()[0].partition(" This is typically")[0][:300]  # then gloo guesses
         raise LostPeersError(
             f"rank {run.rank} of {run.world_size} on {socket.gethostname()} lost another process of this run, which "
-            f"ended or did not answer within train.timeout_s; look for that one's own error first ({reason}). The last "
-            f"checkpoint in {run_dir} is intact: the same command goes on from it"
+            f"ended or did not answer within train.timeout_s; look for that one's own error first ({reason}). "
+            f"What {run_dir} has of checkpoints is intact: the same command goes on from the last one"
         ) from error

@@ -23,14 +23,15 @@ from app.launch.records import (
 )
 from app.launch.slurm import LIVE, JobState
 from app.launch.sweep import short_keys
+from app.launch.worker import FOLLOWS
 from jepa.config import ConfigError, load_yaml
 from jepa.logging import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunStatus:
-    """One run. ``state``: SLURM's word, or COMPLETED, FAILED, STOPPED, LOST (not queued, and no result). ``why``: what
-    it waits for, or why it ended. ``probes``: the last figure of every online probe."""
+    """One run. ``state``: SLURM's word, or COMPLETED, FAILED, INTERRUPTED, LOST (not queued, and no result). ``why``:
+    what it waits for, or why it ended. ``probes``: the last figure of every online probe."""
 
     name: str
     job_id: str
@@ -111,7 +112,7 @@ def _ended(run_dir: Path, launch: Launch, known: JobState | None) -> JobState:
     if how == "done":
         return JobState("COMPLETED")
     if how.startswith("stopped"):
-        return JobState("STOPPED", why)
+        return JobState("INTERRUPTED", why)  # not STOPPED, which is SLURM's word for jobs that go on
     if launch.executor == "local" and not launch.is_here:
         return JobState("ELSEWHERE", f"runs on {launch.host}, or has ended there: ask on that machine")
     return JobState("LOST", why or "the queue does not know it and it left no result: cancelled, or killed")
@@ -122,14 +123,35 @@ def _own_words(run_dir: Path, launch: Launch) -> str:
     folder = launch_folder(run_dir)
     if (folder / "stopped.txt").exists():
         return (folder / "stopped.txt").read_text().strip()
-    errors = sorted((folder / "errors").glob(f"{launch.job_id}_rank*.txt"), key=lambda path: path.stat().st_mtime)
-    if errors:  # the first one: the other ranks fail because of it
-        return errors[0].read_text().partition("\n")[0]
+    causes, consequences = errors_of(run_dir, launch)
+    if causes:
+        return causes[0].read_text().partition("\n")[0]
+    if consequences:
+        return "".join([*_silent(launch, consequences), consequences[0].read_text().partition("\n")[0]])
     for outcome, trace in _results(launch):
         if outcome == "error":
             return str(trace).strip().rpartition("\n")[2]
     last = _last(run_dir, launch)
     return "" if last is None or last.how in (None, "done") else str(last.how)
+
+
+def errors_of(run_dir: Path, launch: Launch) -> tuple[list[Path], list[Path]]:
+    """The errors of the job's processes, the earliest first: those that are causes, and those that only tell that
+    another process ended or did not come. Neither times nor ranks tell them apart on several machines."""
+    found = (launch_folder(run_dir) / "errors").glob(f"{launch.job_id}_rank*.txt")
+    both: tuple[list[Path], list[Path]] = [], []
+    for path in sorted(found, key=lambda path: (path.stat().st_mtime, path.name)):
+        both[any(FOLLOWS in line for line in path.read_text().splitlines()[1:2])].append(path)
+    return both
+
+
+def _silent(launch: Launch, told: Sequence[Path]) -> list[str]:
+    """A sentence about the processes that ended without a word, where there are any."""
+    files = {path.name for path in told}
+    ranks = [rank for rank in range(launch.processes)
+             if f"{launch.job_id}_rank{rank}.txt" not in files and not result_path(launch, rank).exists()]  # fmt: skip
+    shown = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return [f"no word from rank {shown}: killed (out of memory?), or it hung; "] if ranks else []
 
 
 def _results(launch: Launch) -> list[tuple[str, Any]]:

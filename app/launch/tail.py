@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from app.launch.records import Launch, launch_folder, log_path
-from app.launch.status import is_live, states_of
+from app.launch.records import Launch, log_path
+from app.launch.status import errors_of, is_live, states_of
 
 _POLL_S, _ASK_S = 0.5, 15.0  # how often the file and the queue are looked at
 
@@ -29,7 +29,12 @@ def tail(run_dir: Path, launch: Launch, rank: int, lines: int, follow: bool) -> 
         print(f"no log yet: job {launch.job_id} is {state.state} {state.reason}".rstrip(), file=sys.stderr)
     if follow:
         _follow(run_dir, launch, path)
-    for error in sorted((launch_folder(run_dir) / "errors").glob(f"{launch.job_id}_rank*.txt")):
+    causes, consequences = errors_of(run_dir, launch)
+    shown = causes or consequences[:1]
+    if others := len(causes) + len(consequences) - len(shown):
+        print(f"==> {others} processes only say that they lost another one: {consequences[0].parent} <==",
+              file=sys.stderr)  # fmt: skip
+    for error in reversed(shown):  # the first one stands last, where it is seen
         print(f"==> {error} <==\n{error.read_text().rstrip()}", file=sys.stderr)
 
 

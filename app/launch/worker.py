@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jepa.stopping import Stopped, StopSignal
 
 LOCAL_REQUEUES = 5  # submitit's local controller starts a job six times at most, then ends without a word
+FOLLOWS = "another process is the cause"  # in the second line of an error that tells of others' end or absence
 _SIGNALS = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT}
 
 
@@ -194,12 +195,15 @@ def wants_requeue(stopped: Stopped, state: list[str]) -> bool:
 def write_error(run_dir: str | Path, job: JobEnvironment, error: BaseException) -> Path:
     """Leave ``error`` in ``launch/errors/JOB_rankK.txt``: rank, host and time, the sentence, and for what is not a
     user's mistake (``ValueError``) the traceback."""
+    from jepa.rendezvous import DistributedError
+
     path = _errors(run_dir) / f"{job.job_id}_rank{job.global_rank}.txt"
     head = f"rank {job.global_rank} of {job.num_tasks} on {_host()}: {_sentence(error)}"
     print(f"jepa: error: {head}", file=sys.stderr, flush=True)
     trace = "" if isinstance(error, ValueError) else "".join(traceback.format_exception(error))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{head}\n(job {job.job_id}, {attempts.now()})\n{trace}")
+    follows = f"; {FOLLOWS}" if isinstance(error, DistributedError) else ""
+    path.write_text(f"{head}\n(job {job.job_id}, {attempts.now()}{follows})\n{trace}")
     return path
 
 

@@ -59,7 +59,7 @@ def test_a_local_job_runs_the_copied_code_and_saves_when_cancelled(
         assert main(["launch", "--cancel", str(run)]) == 0
     wait_for(lambda: states_of({run: launch})[run].state != "RUNNING")
     status = read_status(run, launch, states_of({run: launch})[run])
-    assert (status.state, status.why) == ("STOPPED", "stopped by SIGTERM")
+    assert (status.state, status.why) == ("INTERRUPTED", "stopped by SIGTERM")
     saved = latest_checkpoint(run)
     assert saved is not None
     assert step_of(saved) >= (status.step or 0) > 0

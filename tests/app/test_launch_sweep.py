@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from support import error_of, tiny_settings
 from app.cli import main
 from app.launch.slurm import JobState, job_states
 from app.launch.sweep import as_overrides, name_runs, read_entries
+from app.launch.worker import FOLLOWS
 
 __all__ = ["cluster"]
 JOB = ["--partition", "gpu", "--time", "60", "--snapshot", "copy"]
@@ -137,6 +139,20 @@ def test_states_come_from_queue_accounts_and_files(
     (launch / "errors").mkdir()
     (launch / "errors" / "77_rank1.txt").write_text("rank 1 of 2 on n2: no room\n(job 77)\nTraceback ...\n")
     assert "why       rank 1 of 2 on n2: no room" in status()
+    lost = launch / "errors" / "77_rank0.txt"
+    lost.write_text(f"rank 0 of 2 on n1: lost another\n(job 77, now; {FOLLOWS})\n")
+    os.utime(lost, (1, 1))  # earlier than the cause, by its machine's clock
+    assert "why       rank 1 of 2 on n2: no room" in status()
+    assert main(["launch", "--tail", "sweep"]) == 0
+    printed = capsys.readouterr().err
+    assert "1 processes only say that they lost another one" in printed
+    assert "lost another\n" not in printed
+    (launch / "errors" / "77_rank1.txt").rename(tmp_path / "cause")
+    (logs / "77_1_result.pkl").rename(tmp_path / "result")
+    assert "why       no word from rank 1: killed (out of memory?), or it hung; rank 0 of 2 on n1: lost" in status()
+    (tmp_path / "cause").rename(launch / "errors" / "77_rank1.txt")
+    (tmp_path / "result").rename(logs / "77_1_result.pkl")
+    lost.unlink()
     (launch / "stopped.txt").write_text("crash loop: twice at step 3\n")
     assert "why       crash loop: twice at step 3" in status()
     attempt = {"attempt": 1, "job_id": "77", "host": "n1", "started": "t", "ended": "t", "first_step": 0, "how": "done"}
@@ -147,6 +163,10 @@ def test_states_come_from_queue_accounts_and_files(
     assert "attempt   1: job 77 on n1, from step 0: done" in status()
     cluster.refuse("squeue", "Unable to contact slurm controller")  # which no longer matters
     assert "sweep: COMPLETED" in status()
+    (launch / "attempts.jsonl").write_text(json.dumps({**attempt, "how": "stopped by SIGTERM"}) + "\n")
+    assert "sweep: INTERRUPTED" in status()
+    assert main(["launch", config, *JOB, "--nodes", "2"]) == 0  # and may be launched again
+    capsys.readouterr()
 
     (logs / "77_0_log.out").write_text("".join(f"line {i}\n" for i in range(50)))
     (launch / "errors" / "77_rank1.txt").write_text("rank 1 of 2 on n2: no room\n")

@@ -24,9 +24,10 @@ from support import tiny_settings
 
 from app import cli
 from app.launch.attempts import Attempt, begin, read_attempts, why_stop
-from app.launch.worker import LOCAL_REQUEUES, LaunchError, Worker
+from app.launch.worker import FOLLOWS, LOCAL_REQUEUES, LaunchError, Worker
 from jepa.checkpoint import load_checkpoint
 from jepa.config import from_dict
+from jepa.peers import LostPeersError
 from jepa.stopping import STOP_SIGNALS, Stopped
 from jepa.train import TrainConfig, fit
 
@@ -242,6 +243,14 @@ def test_errors_are_kept_with_rank_and_host(job: Job, capsys: pytest.CaptureFixt
     assert 'raise RuntimeError("shapes differ")' in text
     assert f"jepa: error: rank 1 of 2 on {host}: RuntimeError: shapes differ" in capsys.readouterr().err
     assert len(job.hows) == 1
+
+    def lost(run_dir: Path) -> None:
+        raise LostPeersError("lost another process")
+
+    with pytest.raises(LaunchError):
+        job.run(lost)
+    assert FOLLOWS in path.with_name("77_rank1.txt").read_text().splitlines()[1]
+    assert FOLLOWS not in text
     job.cluster("local")
     job.run(lambda run_dir: None)  # it went well in the end: nothing is left that says otherwise
     assert list(path.parent.iterdir()) == []
