@@ -56,6 +56,13 @@ def check_unpublished(path: str, function: str) -> None:
         ) from None
 
 
+def check_model(name_or_path: str) -> None:
+    """Raise ``CheckpointError`` for a model that is neither a published name nor a path that exists. Nothing is read:
+    a run directory may still be waiting for its first checkpoint."""
+    if not name_or_path.startswith("timm:") and not os.path.exists(name_or_path):
+        check_published(name_or_path)
+
+
 def check_published(name: str) -> None:
     """Raise ``CheckpointError`` for a name that no published model has."""
     if name not in MODELS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,11 +71,25 @@ def plan_command(name: str, words: Sequence[str], run_dir: str | None) -> tuple[
         raise ConfigError(f"--app {name!r} is no command that can be launched{suggest(name, known)}")
     if run_dir is None:
         raise ConfigError(f"--app {name} needs --run-dir FOLDER, for launch/ with its log and the code")
-    args = parse([name, *words], build_parser(name))
+    _check_words(parse([name, *words], build_parser(name)), name)
+    home = Path(os.path.abspath(run_dir))
+    return [Planned(run_dir=home, command=[name, *words])], home
+
+
+def _check_words(args: argparse.Namespace, name: str) -> None:
+    """What can be said of another command's words without running it: options of an eval, models, the output's kind."""
+    from jepa.load import check_model
+
+    models = [args.model] if getattr(args, "model", None) is not None else []
     if name == "eval":
         from evals.options import COMPARE, config_from
 
         if args.folders[:1] != [COMPARE]:
-            config_from(args)
-    home = Path(os.path.abspath(run_dir))
-    return [Planned(run_dir=home, command=[name, *words])], home
+            config = config_from(args)
+            models = [config.run, *config.against]
+    for model in models:
+        check_model(model)
+    if name == "encode":
+        from jepa.features.store import check_suffix
+
+        check_suffix(Path(args.out))

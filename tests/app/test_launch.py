@@ -196,6 +196,11 @@ def test_other_commands_are_launched_into_a_folder_of_their_own(
     assert "did you mean 'radius'" in error_of(
         [*app, "--run-dir", "out", "--", "run", "--set", "tracking.radiuss=9"], capsys
     )
+    encode = ["launch", "--app", "encode", *JOB, "--run-dir", "out", "--", "film.mp4", "--model"]
+    assert "unknown model 'rum'" in error_of([*app, "--run-dir", "out", "--", "rum"], capsys)
+    assert "unknown model 'runs'" in error_of([*app, "--run-dir", "out", *words, "--against", "runs"], capsys)
+    assert "did you mean 'vjepa2_vit_large'" in error_of([*encode, "vjepa2_vit_larg", "-o", "f.npz"], capsys)
+    assert "features must end in .parquet" in error_of([*encode, "run", "-o", "features"], capsys)
     assert main([*app, "--run-dir", "out", *words]) == 0
     record = json.loads((tmp_path / "out" / "launch" / "launch.json").read_text())
     assert record["command"] == ["eval", "run", "--task", "video", "--probe", "linear"]
