@@ -102,16 +102,16 @@ def convert_to_float8(model: nn.Module, device: torch.device, precision: str) ->
 
 def swap_linears(model: nn.Module, emulate: bool = False) -> int:
     """The conversion itself. ``emulate``: operands are rounded to float8, but multiplied as they were; any device."""
-    try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError:
-        raise ValueError("train.float8 needs torchao: pip install 'jepa-toolkit[float8]'") from None
     count = sum(takes_float8(module, name) for name, module in model.named_modules())
     if not count:
         raise ValueError(
             "train.float8: no linear layer of a transformer block has both widths divisible by 16; choose such an "
             "embed_dim, or set train.float8=false"
         )
+    try:
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+    except ImportError:
+        raise ValueError("train.float8 needs torchao: pip install 'jepa-toolkit[float8]'") from None
     # The product for a weight's gradient runs over batch x tokens, and masks give any number of tokens: pad those.
     config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)
     convert_to_float8_training(model, module_filter_fn=takes_float8, config=config)
