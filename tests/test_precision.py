@@ -184,8 +184,9 @@ def test_float8_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"no linear layer of a transformer block has both widths divisible by 16"):
         convert_to_float8(model, cuda, "bf16")
     monkeypatch.setitem(__import__("sys").modules, "torchao.float8", None)
+    fitting = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(16, 32)])})
     with pytest.raises(ValueError, match=r"float8 needs torchao: pip install 'jepa-toolkit\[float8\]'"):
-        convert_to_float8(model, cuda, "bf16")
+        convert_to_float8(fitting, cuda, "bf16")
 
 
 @pytest.mark.gpu
