@@ -31,7 +31,11 @@ def test_check_prints_the_whole_config_and_trains_nothing(
     settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", write(settings, tmp_path), "--check"]) == 0
-    assert "momentum_schedule: linear" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "momentum_schedule: linear" in printed
+    assert "compile: false" in printed
+    assert main(["train", write(settings, tmp_path), "--check", "--compile"]) == 0
+    assert "compile: true" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
 
 

@@ -123,7 +123,8 @@ class Worker:
         step = self._step()
         state = slurm_state(job)
         if not wants_requeue(stopped, state):
-            attempts.end(self.run_dir, step, " ".join(["stopped by", stopped.reason, *state]))
+            words = " ".join(word for word in state if word != "None")
+            attempts.end(self.run_dir, step, f"stopped by {stopped.reason}{f' (SLURM: {words})' if words else ''}")
             raise stopped
         bound = min(self.max_requeues, LOCAL_REQUEUES) if job.cluster == "local" else self.max_requeues
         reason = attempts.why_stop(attempts.read_attempts(self.run_dir), step, bound)

@@ -202,13 +202,13 @@ def test_sigterm_requeues_only_what_slurm_still_runs(job: Job, state: str, reque
         assert noted.read_text() == "requeue 77\n"
         assert job.hows == ["requeued after SIGTERM"]
     else:
-        assert (ended.code, job.hows) == (128 + signal.SIGTERM, [f"stopped by SIGTERM {state}"])
+        assert (ended.code, job.hows) == (128 + signal.SIGTERM, [f"stopped by SIGTERM (SLURM: {state})"])
 
 
 def test_srun_ending_an_encode_for_another_ranks_sake_is_no_wish_to_requeue(job: Job) -> None:
     noted = slurm(job, "RUNNING None")
     ended = job.ends(lambda run_dir: os.kill(os.getpid(), signal.SIGTERM), command="encode")
-    assert (ended.code, noted.exists(), job.hows) == (143, False, ["stopped by SIGTERM RUNNING None"])
+    assert (ended.code, noted.exists(), job.hows) == (143, False, ["stopped by SIGTERM (SLURM: RUNNING)"])
 
 
 def test_a_requeue_that_slurm_refuses_is_told(job: Job) -> None:
