@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import inspect
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -25,6 +26,8 @@ from jepa.rendezvous import DistributedError, RollCall, environment
 __all__ = ["DistributedError", "Parallel", "Run", "choose_device", "process_place", "sum_over_processes", "to_float64"]
 T = TypeVar("T")
 Parallel = Literal["ddp", "fsdp"]
+
+
 @dataclass(slots=True)
 class Run:
     """Device, precision and rank of this process. Made by ``Run.start``; ``close`` it (or use ``with``) at the end."""
@@ -128,7 +131,7 @@ class Run:
         """The items that rank 0 makes, one after the other, on every process; a ``ValueError`` is raised on each."""
         source = items() if self.is_main else iter(())
         while True:
-            found = self.on_main(lambda: [item for _, item in zip(range(1), source, strict=False)])
+            found = self.on_main(lambda: list(itertools.islice(source, 1)))
             if not found:
                 return
             yield found[0]

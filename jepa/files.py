@@ -29,11 +29,16 @@ def atomic_write(path: Path, shared: bool = False) -> Iterator[Any]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # it is still there only if something failed
-    directory = os.open(path.parent, os.O_RDONLY)
+    flush(path.parent)  # the rename itself must survive a power cut
+
+
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)  # the rename itself must survive a power cut
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def remove(path: Path) -> None:
@@ -48,7 +53,7 @@ def remove(path: Path) -> None:
 
 
 def is_sharded_checkpoint(path: str | Path) -> bool:
-    """Whether ``path`` is a complete folder of this kind."""
+    """Whether ``path`` is a checkpoint that is a folder (``jepa.sharded_checkpoint``), and complete."""
     return os.path.isfile(os.path.join(path, SHARDED_REST))
 
 

@@ -24,18 +24,21 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from jepa.distributed import Run
-from jepa.files import SHARDED_REST, atomic_write, remove
+from jepa.files import SHARDED_REST, atomic_write, flush, remove
 from jepa.tensorfiles import CheckpointError, read_torch_file
 
 _DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, pickle.UnpicklingError)
 _INDEX_NAMES = {  # what torch's index is made of; anything else in it is refused
-    "torch.distributed.checkpoint.metadata": None,
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
     "torch.serialization": {"_get_layout"},
     "torch": {"Size", "device", "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool"},
     "collections": {"OrderedDict"},
     "pathlib": {"Path", "PosixPath"},
-}
+}  # fmt: skip
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -88,11 +91,7 @@ def _finish(temporary: Path, path: Path, rest: Mapping[str, Any]) -> None:
             torch.save(dict(rest), file)
         remove(path)  # of the same step, written by an attempt that was continued from an earlier one
         os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        flush(path.parent)
     except (OSError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(getattr(error, "strerror", None) or str(error).splitlines()[0]) from error
@@ -105,8 +104,7 @@ class _IndexUnpickler(pickle.Unpickler):
     """Torch's index is a pickle: only what it is made of is looked up, so that loading runs nobody's code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _INDEX_NAMES.get(module, set())
-        if known is None or name in known:
+        if name in _INDEX_NAMES.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
 

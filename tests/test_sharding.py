@@ -239,6 +239,13 @@ def test_damage_and_foreign_code_are_refused(
     (path / ".metadata").write_bytes(pickle.dumps(_Evil()))
     with pytest.raises(CheckpointError, match=r"refused: it asks for builtins.print"):
         load_checkpoint(path)
+    module = "torch.distributed.checkpoint.metadata"
+    for name in ("os.system", "Any"):  # what an allowed module itself imports; pickles of protocol 4 follow the dot
+        index = b"".join(bytes((0x8C, len(text))) + text.encode() for text in (module, name))
+        index = b"\x80\x04" + index + b"\x93."
+        (path / ".metadata").write_bytes(index)
+        with pytest.raises(CheckpointError, match=rf"refused: it asks for {module}.{name}"):
+            load_checkpoint(path)
     (path / ".metadata").write_bytes(b"half")
     with pytest.raises(CheckpointError, match=r"its .metadata cannot be read|refused"):
         load_checkpoint(path)

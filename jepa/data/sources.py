@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from jepa.data.tar_source import TarItems
 
 
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceConfig:
     """Where clips come from.

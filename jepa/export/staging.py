@@ -11,6 +11,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from jepa.files import flush
+
 
 class ExportError(ValueError):
     """A model cannot be exported; the message says why and what to do."""
@@ -45,7 +47,7 @@ def staged(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield stage
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise ExportError(_reason(path, error.strerror or str(error))) from error
     except (SafetensorError, RuntimeError) as error:  # these writers' words for a disk that takes no more
@@ -85,12 +87,4 @@ def _finish(file: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     file.chmod(0o666 & ~mask)
-    _flush(file)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(file)
