@@ -102,7 +102,8 @@ def draw(families: list[MaskFamily], config: TrainConfig, clips: int, seed: int)
 def flops_per_clip(objective: Objective, families: list[MaskFamily], draws: int = 64) -> float:
     """The mean over batches of one clip: masks vary in size from batch to batch."""
     rng = np.random.default_rng(0)
-    return float(np.mean([objective.work([f.draw(rng, 1) for f in families]).flops for _ in range(draws)]))
+    batches = (Batch(torch.zeros(1), [family.draw(rng, 1) for family in families]) for _ in range(draws))
+    return float(np.mean([objective.work(batch).flops for batch in batches]))
 
 
 def row(config: TrainConfig, clips: int, flops_per_s: float) -> list[str]:
@@ -110,7 +111,7 @@ def row(config: TrainConfig, clips: int, flops_per_s: float) -> list[str]:
     per_clip = flops_per_clip(objective, families)
     trained = sum(p.numel() for p in objective.parameters() if p.requires_grad)
     held = sum(p.numel() for p in objective.parameters())
-    costs = [objective.work(draw(families, config, 1, seed).masks).flops for seed in range(16)]
+    costs = [objective.work(draw(families, config, 1, seed)).flops for seed in range(16)]
     typical = int(np.argsort(costs)[8])
     memory = []
     for policy in get_args(Recompute):
@@ -192,7 +193,7 @@ def check_time() -> None:
             objective.after_step(0.0)  # noqa: B023
 
         step()
-        rates.append((objective.work(batch.masks).flops, seconds(step, 5)))
+        rates.append((objective.work(batch).flops, seconds(step, 5)))
     (small_flops, small_s), (flops, real_s) = rates
     mfu = small_flops / small_s / peak
     print(

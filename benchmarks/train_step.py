@@ -134,7 +134,7 @@ def main() -> None:
         f"trained parameters; {clip.num_frames} frames at {clip.crop_size} px, batch {options.batch_size}: "
         f"{ours.encoder.grid.size} tokens per clip, {shapes}; {common.describe_machine(device)}"
     )
-    flops = ours.work(masks).flops
+    flops = ours.work(Batch(torch.zeros(options.batch_size), masks)).flops
     medians: dict[str, dict[str, float]] = {}
     for dtype in ("fp32", "bf16") if options.dtype == "both" else (options.dtype,):
         print(f"\n{dtype}")

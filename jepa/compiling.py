@@ -39,7 +39,7 @@ def compile_parts(objective: Objective, families: Sequence[MaskFamily]) -> bool:
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     counts = [len(mask_shapes(family)) for family in families]
-    static = max(counts) == 1
+    static = all(count == 1 for count in counts)
     # hooks bring the weights of a block together where they are cut over processes, so graphs end there anyway
     for part in blocks_of(objective) if is_sharded(objective) else objective.children():
         part.compile(dynamic=False if static else None)

@@ -108,6 +108,8 @@ def restore(session: Session, saved: Path | None) -> int:
     """Put everything back to where ``saved`` left it and return its step; a new run may begin from ``init_from``."""
     config, run = session.config, session.run
     if saved is None:
+        if session.objective.takes_trajectories:
+            session.objective.set_statistics(session.loader.statistics())
         if config.init_from is not None:
             path = find_checkpoint(config.init_from)
             load_weights(session, load_checkpoint(path, mmap=True)["objective"], path)

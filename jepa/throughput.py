@@ -118,9 +118,9 @@ class Meter:
 
     def stepped(self, batch: Batch, loss: Tensor) -> None:
         """Call after every step with this process's batch of it."""
-        shapes = tuple((*mask.context_ids.shape, *mask.target_ids.shape) for mask in batch.masks)
+        shapes = (tuple(batch.clip.shape), *((*m.context_ids.shape, *m.target_ids.shape) for m in batch.masks))
         if shapes not in self._known:
-            self._known[shapes] = self._session.objective.work(batch.masks)
+            self._known[shapes] = self._session.objective.work(batch)
         self._works.append(self._known[shapes])
         self.skipped += batch.skipped
         self.timer.stepped(loss, graphs_made())

@@ -106,7 +106,7 @@ class TrainConfig:
     data: DataConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    masks: list[MaskConfig]
+    masks: list[MaskConfig] = field(default_factory=list)
     objective: ObjectiveConfig
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: LoopConfig

@@ -138,6 +138,20 @@ class Batch:
         return Batch(**{f.name: pin(getattr(self, f.name)) for f in dataclasses.fields(self)})  # type: ignore[arg-type]
 
 
+class Statistics(NamedTuple):
+    """Of the actions ``[A]`` and states ``[S]`` of trajectories, taken at the model's own rate; float32 tensors.
+
+    ``low`` and ``high`` are the bounds that an environment or a data set states, else the smallest and largest seen.
+    """
+
+    action_mean: Tensor
+    action_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    state_mean: Tensor
+    state_std: Tensor
+
+
 class Loss(NamedTuple):
     """What an objective returns: ``total`` (scalar, backpropagated) and the named ``terms`` (scalars, logged).
 

@@ -14,7 +14,7 @@ LAYERS = (
         "jepa.files", "jepa.tensorfiles", "jepa.rendezvous", "jepa.stopping", "jepa.precision",
     ),
     ("jepa.models", "jepa.sharding", "jepa.masks"),
-    ("jepa.data", "jepa.objectives", "jepa.planning"),
+    ("jepa.data", "jepa.envs", "jepa.objectives", "jepa.planning"),
     (
         "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
         "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
@@ -27,7 +27,7 @@ LAYERS = (
     ("app",),
 )
 HOMES = {
-    "webdataset": "jepa/data/",
+    "webdataset": "jepa/data/", "gymnasium": "jepa/envs/", "h5py": "jepa/data/trajectories/",
     "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
     "timm": "jepa/models/timm_encoder.py", "transformers": "jepa/export/", "onnx": "jepa/export/",
     "huggingface_hub": "jepa/pretrained/download.py", "pyarrow": "jepa/features/", "faiss": "jepa/search.py",

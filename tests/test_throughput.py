@@ -54,7 +54,7 @@ def test_flops_are_those_that_torch_counts(kind: str, mlp: str) -> None:
     encoder = EncoderConfig(embed_dim=48, depth=2, num_heads=4, patch_size=8, mlp=mlp)  # type: ignore[arg-type]
     objective = build_objective(config, encoder, CLIP, 2)
     batch = batch_of(objective, FAMILIES)
-    work = objective.work(batch.masks)
+    work = objective.work(batch)
     assert work.flops == counted(objective, batch)
     context = sum(mask.context_ids.numel() for mask in batch.masks)
     assert work.tokens == context + (3 * objective.encoder.grid.size if kind == "masked" else 0)
@@ -65,7 +65,7 @@ def test_flops_of_several_target_blocks_and_of_recomputation() -> None:
     objective = build_objective(MaskedConfig(predictor=NARROW), ENCODER, CLIP, 1)
     batch = batch_of(objective, (IJepaConfig(context_scale=(0.9, 1.0), target_scale=(0.15, 0.2)),))
     assert batch.masks[0].target_ids.shape[1] == 4
-    work = objective.work(batch.masks)
+    work = objective.work(batch)
     assert work.flops == counted(objective, batch)
     set_recompute(objective, "full")
     assert counted(objective, batch) > 1.1 * work.flops

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from jepa.data.sampling import ShortVideoError
@@ -49,7 +51,15 @@ def collate(clips: Sequence[RawClip], index: Sequence[int], seeds: Sequence[int]
         start_s=torch.tensor([clip.start_s for clip in clips], dtype=torch.float64),
         end_s=torch.tensor([clip.end_s for clip in clips], dtype=torch.float64),
         augment_seed=torch.tensor(seeds, dtype=torch.int64),
+        actions=_stacked([clip.actions for clip in clips]),
+        states=_stacked([clip.states for clip in clips]),
     )
+
+
+def _stacked(arrays: Sequence[NDArray[np.float32] | None]) -> Tensor | None:
+    """``[B, ...]``, or None where a clip has none."""
+    given = [array for array in arrays if array is not None]
+    return torch.from_numpy(np.stack(given)) if len(given) == len(arrays) else None
 
 
 def leave_signals_to_parent(worker: int) -> None:

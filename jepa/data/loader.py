@@ -27,7 +27,7 @@ from jepa.data.sources import ClipRequest, RawClip, Source
 from jepa.data.tar_index import TarIndex
 from jepa.data.video import VideoError
 from jepa.masks import MaskFamily
-from jepa.types import Batch, ClipConfig
+from jepa.types import Batch, ClipConfig, Statistics
 
 __all__ = ["DataConfig", "TrainLoader", "eval_batches", "eval_options", "open_data"]
 log = logging.getLogger("jepa")
@@ -200,6 +200,10 @@ class TrainLoader:
                 f"{self.data.max_failed} that data.max_failed allows; the first: {next(iter(self.failed.values()))}. "
                 "Mend or remove the files, or raise data.max_failed"
             )
+
+    def statistics(self) -> Statistics:
+        """Of the actions and states that are trained on. Raises ``ConfigError`` for sources without."""
+        raise ConfigError(f"data source {self.sources[0].config.path} has no actions")
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -81,7 +81,8 @@ class ReadOptions:
 
 class RawClip(NamedTuple):
     """``frames`` uint8 ``[T, H, W, 3]``, the seconds they cover, and the class id (-1: none); what the file holds, and
-    how many different frames of it the clip shows."""
+    how many different frames of it the clip shows; of trajectories ``actions`` ``[T-1, A]`` and ``states`` ``[T, S]``.
+    """
 
     frames: NDArray[np.uint8]
     start_s: float
@@ -89,6 +90,8 @@ class RawClip(NamedTuple):
     label: int
     info: FileInfo | None = None
     distinct: int = 0
+    actions: NDArray[np.float32] | None = None
+    states: NDArray[np.float32] | None = None
 
 
 class ClipRequest(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jepa.config import ConfigError
 from jepa.masks.base import MaskFamily
 from jepa.masks.causal import Causal, CausalConfig
 from jepa.masks.ijepa import IJepa, IJepaConfig
@@ -28,10 +27,8 @@ __all__ = [
 def build_masks(configs: Sequence[MaskConfig], grid: TokenGrid) -> list[MaskFamily]:
     """One ``MaskFamily`` per config, for clips of ``grid``.
 
-    Raises ``ConfigError`` when there is no family, or when the grid is too small for one of them.
+    Raises ``ConfigError`` when the grid is too small for one of them.
     """
-    if not configs:
-        raise ConfigError("masks must name at least one mask family, for example {kind: multiblock}")
     return [_build(config, grid) for config in configs]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from jepa.config import ConfigError
 from jepa.models.encoder import EncoderConfig
 from jepa.objectives.base import Objective
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
@@ -13,7 +12,7 @@ from jepa.types import ClipConfig
 
 ObjectiveConfig = MaskedConfig | PixelsConfig
 
-OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], Callable[..., Objective]]] = {
+OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "masked": (MaskedConfig, MaskedObjective),
     "pixels": (PixelsConfig, PixelsObjective),
 }
@@ -33,6 +32,13 @@ __all__ = [
 
 
 def build_objective(config: ObjectiveConfig, encoder: EncoderConfig, clip: ClipConfig, num_families: int) -> Objective:
-    """The objective that ``config`` belongs to, with freshly initialised weights."""
+    """The objective that ``config`` belongs to, with freshly initialised weights.
+
+    Raises ``ConfigError`` when it needs mask families and there are none, or has no use for them.
+    """
     _, objective = OBJECTIVES[config.kind]
-    return objective(config, encoder, clip, num_families)
+    if objective.takes_masks and not num_families:
+        raise ConfigError("masks must name at least one mask family, for example {kind: multiblock}")
+    if num_families and not objective.takes_masks:
+        raise ConfigError(f"masks: objective {config.kind!r} hides nothing: leave masks out")
+    return objective(config, encoder, clip, num_families)  # type: ignore[call-arg]  # every method has this signature

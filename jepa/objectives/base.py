@@ -13,7 +13,7 @@ from jepa.config import ConfigError
 from jepa.models.encoder import Encoder
 from jepa.models.flops import Work, encoder_flops, predictor_flops
 from jepa.models.predictor import Predictor
-from jepa.types import Batch, Loss, Mask, TokenGrid
+from jepa.types import Batch, Loss, Mask, Statistics, TokenGrid
 
 
 class Objective(nn.Module):
@@ -25,14 +25,20 @@ class Objective(nn.Module):
 
     encoder: Encoder
     target_encoder: Encoder
+    takes_masks: bool = True
+    takes_trajectories: bool = False  # batches need actions; ``set_statistics`` is called before the first step
+
+    def set_statistics(self, statistics: Statistics) -> None:
+        """Keep, as buffers, what normalises actions and states; called once, when a new run begins."""
+        raise AssertionError(f"{type(self).__name__} must define set_statistics")
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """The loss of a batch whose clip is float and on the device; ``progress`` in [0, 1] is the share of training
         that is done."""
         raise AssertionError(f"{type(self).__name__} must define forward")
 
-    def work(self, masks: Sequence[Mask]) -> Work:
-        """What a step on a batch of clips with these masks costs, forward and backward, for the run's throughput."""
+    def work(self, batch: Batch) -> Work:
+        """What a step on clips and masks of these shapes costs, forward and backward, for the run's throughput."""
         raise AssertionError(f"{type(self).__name__} must define work")
 
     def after_step(self, progress: float) -> None:

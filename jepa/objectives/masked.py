@@ -9,7 +9,6 @@ Shape legend: B batch, N tokens, Nc context, M target blocks, Nt targets per blo
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -82,10 +81,10 @@ class MaskedObjective(Objective):
         }
         return Loss(total, {"prediction": prediction.detach(), **terms})
 
-    def work(self, masks: Sequence[Mask]) -> Work:
+    def work(self, batch: Batch) -> Work:
         """The target encoder on whole clips, context encoder and predictor; regularizers are left out."""
-        clips, tokens = masks[0].context_ids.shape[0], self.encoder.grid.size
-        rest = masked_work(self.encoder, self.predictor, masks)
+        clips, tokens = len(batch.clip), self.encoder.grid.size
+        rest = masked_work(self.encoder, self.predictor, batch.masks)
         targets = encoder_flops(self.target_encoder, tokens, trained=False)
         return Work(clips * targets + rest.flops, clips * tokens + rest.tokens)
 

@@ -9,7 +9,6 @@ P pixel values of a tubelet: C x tubelet_size x patch_size x patch_size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -86,9 +85,9 @@ class PixelsObjective(Objective):
         terms = {f"prediction_{family}": error.detach() for family, error in enumerate(errors)}
         return Loss(total, {"prediction": total.detach(), **terms, "discarded": total.new_full((), discarded)})
 
-    def work(self, masks: Sequence[Mask]) -> Work:
+    def work(self, batch: Batch) -> Work:
         """Encoder and decoder."""
-        return masked_work(self.encoder, self.decoder, masks)
+        return masked_work(self.encoder, self.decoder, batch.masks)
 
     @torch.no_grad()
     def targets(self, clip: Tensor, ids: Tensor | None = None) -> Tensor:

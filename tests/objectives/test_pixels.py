@@ -278,3 +278,9 @@ def test_jepa_eval_probes_it(run: Path, tmp_path: Path) -> None:
     assert (results["step"], results["checkpoint"]) == (40, "step_00000040.pt")
     words = describe_objective(load_checkpoint(run)["config"]["objective"])
     assert "predicts the pixels of hidden tubelets (each channel of a tubelet normalised by itself)" in words
+
+
+def test_masks_are_needed_by_what_fills_in_hidden_places() -> None:
+    with pytest.raises(ConfigError, match="at least one mask family"):
+        clip = ClipConfig(num_frames=4, frame_step=1, crop_size=32)
+        build_objective(PixelsConfig(), EncoderConfig(patch_size=8), clip, 0)
