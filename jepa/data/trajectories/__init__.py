@@ -1,0 +1,1 @@
+"""Recorded episodes of frames, actions and states: readers of several layouts, aligned by time."""
