@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa.models.linear import Linear, attend, attend_steps, linear
+from jepa.models.memory import Page, Pages, joined
 from jepa.models.rope import rotate, rotate_qkv
 
 Init = Literal["trunc_normal", "xavier"]
@@ -22,7 +23,8 @@ MLP_KINDS = get_args(MlpKind)
 class Attention(nn.Module):
     """Multi-head self-attention, ``[B, N, D]`` to ``[B, Nq, D]``. ``num_queries``: only the last so many tokens ask.
 
-    ``steps``: the tokens are so many equal parts in time, and none sees a later part.
+    ``steps``: the tokens are so many equal parts in time, and none sees a later part, or, with ``window``, one that is
+    so many parts back.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -32,13 +34,11 @@ class Attention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None
-    ) -> Tensor:
+        self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None,
+        window: int | None = None,
+    ) -> Tensor:  # fmt: skip
         if num_queries is None:
-            qkv = self.qkv(x)
-            dtype = qkv.dtype
-            qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
-            q, k, v = qkv.unbind(2) if rope is None else rotate_qkv(qkv, rope)
+            q, k, v, dtype = self._all(x, rope)
         else:
             assert steps is None, "the last tokens of block-causal steps are not asked for anywhere"
             dim = x.shape[-1]
@@ -49,8 +49,25 @@ class Attention(nn.Module):
             k, v = kv.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
             if rope is not None:
                 q, k = rotate(q, rope[:, -num_queries:]), rotate(k, rope)
-        mixed = attend(q, k, v) if steps is None else attend_steps(q, k, v, steps)
+        mixed = attend(q, k, v) if steps is None else attend_steps(q, k, v, steps, window)
         return self.proj(mixed.flatten(2).to(dtype))
+
+    def extend(
+        self, x: Tensor, rope: Tensor | None, steps: int, past: Pages, window: int | None
+    ) -> tuple[Tensor, Page]:
+        """``forward`` of the ``steps`` steps ``x`` that follow those of ``past``; also their own keys and values."""
+        q, k, v, dtype = self._all(x, rope)
+        page = Page(k, v, steps)
+        mixed = attend_steps(q, *joined((*past, page), len(x)), steps, window)
+        return self.proj(mixed.flatten(2).to(dtype)), page
+
+    def _all(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
+        """Queries, keys and values ``[B, N, H, E]`` of all tokens, and the type that attention is to be put out in."""
+        qkv = self.qkv(x)
+        dtype = qkv.dtype
+        qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.unbind(2) if rope is None else rotate_qkv(qkv, rope)
+        return q, k, v, dtype
 
 
 class Mlp(nn.Module):
@@ -96,11 +113,20 @@ class Block(nn.Module):
         self.mlp = build_mlp(dim, mlp_ratio, mlp)
 
     def forward(
-        self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None
-    ) -> Tensor:
+        self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None,
+        window: int | None = None,
+    ) -> Tensor:  # fmt: skip
         residual = x if num_queries is None else x[:, -num_queries:]
-        x = residual + self.attn(self.norm1(x), rope, num_queries, steps)
+        x = residual + self.attn(self.norm1(x), rope, num_queries, steps, window)
         return x + self.mlp(self.norm2(x))
+
+    def extend(
+        self, x: Tensor, rope: Tensor | None, steps: int, past: Pages, window: int | None
+    ) -> tuple[Tensor, Page]:
+        """``forward`` of the steps that follow those of ``past`` (``jepa.models.memory``), and their own page."""
+        mixed, page = self.attn.extend(self.norm1(x), rope, steps, past, window)
+        x = x + mixed
+        return x + self.mlp(self.norm2(x)), page
 
 
 def build_mlp(dim: int, mlp_ratio: float, kind: MlpKind) -> Mlp | SwiGlu:

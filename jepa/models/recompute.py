@@ -8,13 +8,15 @@ casts again: nearly no compute, and still less memory than ``none``.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 Recompute = Literal["none", "selective", "full"]
+T = TypeVar("T")
 
 
 def _kept_operators() -> list[Any]:
@@ -35,25 +37,31 @@ def run_block(
     num_queries: int | None,
     recompute: Recompute,
     steps: int | None = None,
+    window: int | None = None,
 ) -> Tensor:
-    """``block(x, rope, num_queries, steps)``, keeping for its backward pass what ``recompute`` says."""
+    """``block(x, rope, num_queries, steps, window)``, keeping for its backward pass what ``recompute`` says."""
+    return run(block, recompute, x, rope, num_queries, steps, window)
+
+
+def run(call: Callable[..., T], recompute: Recompute, x: Tensor, *rest: Any) -> T:
+    """``call(x, *rest)`` of a block, keeping for its backward pass what ``recompute`` says."""
     if recompute == "none" or not torch.is_grad_enabled():
-        return block(x, rope, num_queries, steps)
+        return call(x, *rest)
     # Blocks draw no random numbers, so no generator's state is kept.
     again = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
     if recompute == "selective":
         again = functools.partial(again, context_fn=functools.partial(create_selective_checkpoint_contexts, _KEPT))
         if torch.is_autocast_enabled(x.device.type) and not torch.compiler.is_compiling():
-            return again(_casting_anew, block, x, rope, num_queries, steps)
-    return again(block, x, rope, num_queries, steps)
+            return again(_casting_anew, call, x, *rest)
+    return again(call, x, *rest)
 
 
-def _casting_anew(block: nn.Module, x: Tensor, *rest: Any) -> Tensor:
-    """``block`` without autocast's memory of weights that it has cast before: what is computed again must be the same
+def _casting_anew(call: Callable[..., T], x: Tensor, *rest: Any) -> T:
+    """``call`` without autocast's memory of weights that it has cast before: what is computed again must be the same
     operators in the same order, and a second pass (another mask family) would find its weights cast already."""
     kind = x.device.type
     with torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), cache_enabled=False):
-        return block(x, *rest)
+        return call(x, *rest)
 
 
 class Recomputing(nn.Module):
