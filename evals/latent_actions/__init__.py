@@ -1,0 +1,1 @@
+"""What inferred actions are worth: six measures, as each alone can be fooled."""
