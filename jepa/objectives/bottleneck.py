@@ -138,18 +138,14 @@ class Bottleneck(nn.Module):
     """Features ``[..., P]`` of a transition to its action ``[..., Z]``. In training mode it may draw noise and collects
     what ``after_step`` needs; in eval mode it is a function."""
 
-    codebook: Codebook | None = None  # where actions are codes
-
     def __init__(self, config: BottleneckConfig, in_dim: int) -> None:
         super().__init__()
         self.config, self.dim = config, config.dim
         width = {"noisy": 2 * config.dim, "null": 0}.get(config.kind, config.dim)
         self.proj = Linear(in_dim, width) if width else None
-        if isinstance(config, VqConfig):
-            self.codebook = Codebook(
-                config.num_codes, config.dim, config.warmup, config.update, config.decay, config.revive_below,
-                config.pool,
-            )  # fmt: skip
+        self.codebook = Codebook(
+            config.num_codes, config.dim, config.warmup, config.update, config.decay, config.revive_below, config.pool
+        ) if isinstance(config, VqConfig) else None  # fmt: skip
 
     def forward(self, features: Tensor) -> Squeezed:
         """``features`` ``[..., P]``, of which "null" looks at the shape only."""
