@@ -77,11 +77,12 @@ def test_every_parameter_gets_gradient(attention: str, history: bool) -> None:
     model = dynamics(attention, history)
     model(latents()).square().sum().backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.any(), name
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="an action lies between two frames, but clips have 1: raise clip.num_frames"):
+    with pytest.raises(ValueError, match=r"between two frames, but clips have 1: raise clip\.num_frames"):
         dynamics()(latents()[:, :1])
     with pytest.raises(ValueError, match="built for 3 tokens of a frame, not 2"):
         dynamics()(latents()[:, :, :2])
@@ -101,7 +102,8 @@ def test_a_controller_of_codes_answers_within_them() -> None:
     answer = net(frames, actions)
     torch.testing.assert_close(answer, logits.softmax(dim=-1) @ net.codes)
     answer.sum().backward()
-    assert actions.grad is not None and actions.grad.any()  # planners follow it
+    assert actions.grad is not None
+    assert actions.grad.any()
     wanted = net.codes[torch.tensor([0, 1, 2, 3, 0, 1])]
     known = F.cross_entropy(logits, torch.tensor([0, 1, 2, 3, 0, 1]))
     torch.testing.assert_close(net.loss(logits, wanted), known)
