@@ -1,0 +1,277 @@
+"""A world model in latent space: frames become latents, and actions say what the latents of the next frames will be.
+
+Shape legend: B batch, C channels, T frames, H (in ``actions``) horizon, h/w cells, n latent tokens per frame, D width
+of a latent, A action width, S state width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa.models.action_predictor import ActionPredictor
+from jepa.models.base import ClipEncoder
+from jepa.models.linear import Linear
+from jepa.models.memory import Cache
+from jepa.models.pose import StateUpdate, check_state_update, next_states
+from jepa.types import ClipConfig, Statistics, TokenGrid
+
+_PIXELS_AT_ONCE = 64 * 224 * 224  # frames go through a frozen encoder in chunks: memory stays bounded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentConfig:
+    """What of a frame's tokens is predicted. ``pool``: "none" (every token), "mean" (one), or [rows, columns] of
+    averaged tokens. ``dim``: a learned projection to so many numbers, for an encoder that is trained along.
+    ``layer_norm``: of every latent, and of every prediction (V-JEPA 2-AC: yes)."""
+
+    pool: Literal["none", "mean"] | tuple[int, int] = "none"
+    dim: int | None = None
+    layer_norm: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pool, str) and min(self.pool) < 1:
+            raise ValueError(f"pool must be 'none', 'mean' or [rows, columns] of at least 1, not {list(self.pool)}")
+        if self.dim is not None and self.dim < 1:
+            raise ValueError(f"dim must be at least 1, or left out for the encoder's width, not {self.dim}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldConfig:
+    """``latent``: see there. ``state_update``: how an action moves the state during a rollout: "none" (the last known
+    one stays), "add" or "pose7" (``jepa.models.pose``). ``window``: the predictor sees and remembers only so many
+    steps."""
+
+    latent: LatentConfig = field(default_factory=LatentConfig)
+    state_update: StateUpdate = "none"
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 step, not {self.window}")
+
+
+class LatentHead(nn.Module):
+    """Tokens of frames ``[B, h*w, E]`` to latents ``[B, n, D]``; ``grid`` is theirs, with one step in time."""
+
+    def __init__(self, config: LatentConfig, encoder_dim: int, cells: TokenGrid) -> None:
+        super().__init__()
+        self.config, self.cells = config, TokenGrid(1, cells.h, cells.w)
+        self.grid = self.cells
+        if config.pool != "none":
+            rows, columns = (1, 1) if config.pool == "mean" else config.pool
+            if rows > cells.h or columns > cells.w:
+                raise ValueError(f"latent.pool {rows} x {columns} is finer than the encoder's {cells.h} x {cells.w}")
+            self.grid = TokenGrid(1, rows, columns)
+        self.dim = config.dim or encoder_dim
+        self.proj = None
+        if config.dim is not None:
+            self.proj = Linear(encoder_dim, config.dim)
+            nn.init.xavier_uniform_(self.proj.weight)
+            nn.init.zeros_(self.proj.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[B, h*w, E]`` to ``[B, n, D]``."""
+        if self.grid != self.cells:
+            maps = tokens.transpose(1, 2).unflatten(2, (self.cells.h, self.cells.w))
+            tokens = F.adaptive_avg_pool2d(maps, (self.grid.h, self.grid.w)).flatten(2).transpose(1, 2)
+        return self.norm(tokens if self.proj is None else self.proj(tokens))
+
+    def norm(self, latents: Tensor) -> Tensor:
+        """The layer norm alone, in fp32, where there is one: of latents and of predictions ``[..., D]``."""
+        return F.layer_norm(latents.float(), (latents.shape[-1],)) if self.config.layer_norm else latents.float()
+
+
+class Scaling(nn.Module):
+    """Actions and states in their own units to mean 0 and standard deviation 1; the statistics are buffers."""
+
+    action_mean: Tensor
+    action_std: Tensor
+    action_low: Tensor
+    action_high: Tensor
+    state_mean: Tensor
+    state_std: Tensor
+
+    def __init__(self, action_dim: int, state_dim: int) -> None:
+        super().__init__()
+        for name in Statistics._fields:
+            size = action_dim if name.startswith("action") else state_dim
+            fill = {"action_std": 1.0, "state_std": 1.0, "action_low": -1.0, "action_high": 1.0}.get(name, 0.0)
+            self.register_buffer(name, torch.full((size,), fill))
+
+    def set(self, statistics: Statistics) -> None:
+        """Keep ``statistics``. Raises ``ValueError`` naming both widths where they are not those of the model."""
+        for name, value in statistics._asdict().items():
+            own: Tensor = getattr(self, name)
+            value = value[: len(own)] if name.startswith("state") and not len(own) else value  # states are left out
+            if value.shape != own.shape:
+                kind = name.partition("_")[0]
+                raise ValueError(
+                    f"the data has {kind}s of {value.shape[-1]} numbers, the model (objective.predictor.{kind}_dim) of "
+                    f"{len(own)}"
+                )
+            own.copy_(value)
+
+    def actions(self, raw: Tensor) -> Tensor:
+        """``[..., A]``, normalised. An axis that never moves keeps its unit."""
+        return (raw.float() - self.action_mean) / _divisor(self.action_std)
+
+    def states(self, raw: Tensor | None) -> Tensor | None:
+        """``[..., S]``, normalised."""
+        return None if raw is None else (raw.float() - self.state_mean) / _divisor(self.state_std)
+
+
+def _divisor(std: Tensor) -> Tensor:
+    return torch.where(std > 1e-6, std, torch.ones_like(std))
+
+
+class Memory(NamedTuple):
+    """Where a rollout stands: ``latents`` ``[B, n, D]`` of the present, its ``state`` ``[B, S]`` (None: the model has
+    none), and what the predictor remembers of the steps before."""
+
+    latents: Tensor
+    state: Tensor | None
+    cache: Cache | None
+
+    def repeat(self, samples: int) -> Memory:
+        """From one row to ``samples`` rows that share what was seen: nothing is computed again or copied."""
+        if len(self.latents) != 1:
+            raise ValueError(f"a memory of 1 row can be repeated, not one of {len(self.latents)}")
+        state = None if self.state is None else self.state.expand(samples, -1)
+        cache = None if self.cache is None else self.cache.repeat(samples)
+        return Memory(self.latents.expand(samples, -1, -1), state, cache)
+
+
+class WorldModel(nn.Module):
+    """Encoder, latent head, statistics and action predictor. ``clip``: how frames are chosen and normalised.
+
+    Actions and states go in in their own units. Sources: V-JEPA 2-AC (arXiv 2506.09985, section 3); with few tokens
+    per frame and an encoder that is trained along PLDM (arXiv 2502.14819).
+    """
+
+    def __init__(
+        self, encoder: ClipEncoder, head: LatentHead, predictor: ActionPredictor, scaling: Scaling,
+        config: WorldConfig, clip: ClipConfig,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_state_update(config.state_update, predictor.action_dim, predictor.state_dim)
+        self.encoder, self.head, self.predictor, self.scaling = encoder, head, predictor, scaling
+        self.config, self.clip = config, clip
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers of an action."""
+        return self.predictor.action_dim
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers of a state; 0: the model has no states."""
+        return self.predictor.state_dim
+
+    @property
+    def grid(self) -> TokenGrid:
+        """Latent tokens of one frame, rows and columns."""
+        return self.head.grid
+
+    @property
+    def latent_dim(self) -> int:
+        """Width of a latent token."""
+        return self.head.dim
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames, float ``[B, C, T, H, W]`` normalised as ``clip`` says, to latents ``[B, T, n, D]``.
+
+        Every frame is encoded by itself, as an image, so that no latent knows its future.
+        """
+        return encode_frames(self.encoder, frames, self.head)
+
+    def begin(self, latents: Tensor, actions: Tensor, states: Tensor | None = None) -> Memory:
+        """Take in what has happened: latents ``[B, T, n, D]`` of frames, the actions ``[B, T-1, A]`` between them, and
+        the states ``[B, T, S]`` (where the model has any)."""
+        states = self._states(latents, states)
+        steps = latents.shape[1]
+        if actions.shape[1] != steps - 1:
+            raise ValueError(f"{steps} frames have {steps - 1} actions between them, not {actions.shape[1]}")
+        cache = None
+        if steps > 1:
+            past = None if states is None else states[:, :-1]
+            _, cache = self._extend(None, latents[:, :-1], actions, past)
+        return Memory(latents[:, -1], None if states is None else states[:, -1], cache)
+
+    def step(self, memory: Memory, action: Tensor) -> tuple[Tensor, Memory]:
+        """The latents ``[B, n, D]`` after ``action`` ``[B, A]``, and the memory from which to go on."""
+        state = memory.state
+        known = None if state is None else state[:, None]
+        predicted, cache = self._extend(memory.cache, memory.latents[:, None], action[:, None], known)
+        moved = None if state is None else next_states(self.config.state_update, state, action.float())
+        return predicted[:, -1], Memory(predicted[:, -1], moved, cache)
+
+    def rollout(self, latents: Tensor, actions: Tensor, states: Tensor | None = None) -> Tensor:
+        """Predicted latents ``[B, H, n, D]`` after the last of ``latents`` ``[B, T, n, D]``.
+
+        ``actions`` ``[B, T-1+H, A]``: those between the given frames, then those to imagine. ``states`` ``[B, T, S]``.
+        Raises ``ValueError`` when there is nothing to imagine or shapes do not fit.
+        """
+        past = latents.shape[1] - 1
+        if actions.shape[1] <= past:
+            raise ValueError(f"{past + 1} frames need more than {past} actions to roll out, not {actions.shape[1]}")
+        memory, predictions = self.begin(latents, actions[:, :past], states), []
+        for action in actions[:, past:].unbind(dim=1):
+            predicted, memory = self.step(memory, action)
+            predictions.append(predicted)
+        return torch.stack(predictions, dim=1)
+
+    def teacher_forced(self, latents: Tensor, actions: Tensor, states: Tensor | None = None) -> Tensor:
+        """Latents ``[B, T, n, D]`` and the actions that follow them ``[B, T, A]`` to predictions of the next ones
+        ``[B, T, n, D]``: of every step from the true latents of that step and those before."""
+        states = self._states(latents, states)
+        predicted = self.predictor(
+            latents.flatten(1, 2), self.scaling.actions(actions), self.scaling.states(states),
+            grid=self.head.grid, window=self.config.window,
+        )  # fmt: skip
+        return self.head.norm(predicted.unflatten(1, (latents.shape[1], -1)))
+
+    def _states(self, latents: Tensor, states: Tensor | None) -> Tensor | None:
+        """The states that the predictor gets; a model without states takes no notice of any."""
+        if self.state_dim == 0:
+            return None
+        wanted = [*latents.shape[:2], self.state_dim]
+        if states is None or list(states.shape) != wanted:
+            given = "none" if states is None else list(states.shape)
+            raise ValueError(f"this world model was trained with states: give states {wanted}, not {given}")
+        return states.float()
+
+    def _extend(
+        self, cache: Cache | None, latents: Tensor, actions: Tensor, states: Tensor | None
+    ) -> tuple[Tensor, Cache]:
+        predicted, cache = self.predictor.extend(
+            cache, latents.flatten(1, 2), self.scaling.actions(actions), self.scaling.states(states),
+            grid=self.head.grid, window=self.config.window,
+        )  # fmt: skip
+        return self.head.norm(predicted.unflatten(1, (latents.shape[1], -1))), cache
+
+
+def encode_frames(encoder: ClipEncoder, frames: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Frames ``[B, C, T, H, W]``, each by itself, to the encoder's tokens, or ``head``'s latents ``[B, T, n, D]``.
+
+    In chunks, unless gradients are wanted.
+    """
+    if frames.dim() != 5 or not frames.is_floating_point():
+        given = f"{str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}"
+        raise ValueError(f"frames must be float [B, C, T, H, W], not {given}")
+    images = frames.transpose(1, 2).flatten(0, 1)[:, :, None]  # [B*T, C, 1, H, W]
+    count = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
+    parts = [images] if torch.is_grad_enabled() else images.split(count)
+    latents = [encoder(part) if head is None else head(encoder(part)) for part in parts]
+    return torch.cat(latents).unflatten(0, (len(frames), frames.shape[2]))
+
+
+def head_for(config: LatentConfig, encoder: ClipEncoder, clip: ClipConfig, channels: int = 3) -> LatentHead:
+    """The head for frames of ``clip``'s size, with fresh weights."""
+    cells = encoder.grid_of((channels, 1, clip.crop_size, clip.crop_size))
+    return LatentHead(config, encoder.embed_dim, cells)
