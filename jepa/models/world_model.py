@@ -150,23 +150,25 @@ class Memory(NamedTuple):
 class WorldModel(nn.Module):
     """Encoder, latent head, statistics and action predictor. ``clip``: how frames are chosen and normalised.
 
-    Actions and states go in in their own units. Sources: V-JEPA 2-AC (arXiv 2506.09985, section 3); with few tokens
+    Actions and states go in in their own units. ``action_map``: a module that makes, from latents ``[B, T, n, D]`` and
+    standardised actions ``[B, T, A]``, what the predictor gets instead of these (``ControllerNet``). Sources: V-JEPA 2-AC (arXiv 2506.09985, section 3); with few tokens
     per frame and an encoder that is trained along PLDM (arXiv 2502.14819).
     """
 
     def __init__(
         self, encoder: ClipEncoder, head: LatentHead, predictor: ActionPredictor, scaling: Scaling,
-        config: WorldConfig, clip: ClipConfig,
+        config: WorldConfig, clip: ClipConfig, action_map: nn.Module | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_state_update(config.state_update, predictor.action_dim, predictor.state_dim)
         self.encoder, self.head, self.predictor, self.scaling = encoder, head, predictor, scaling
+        self.action_map = action_map
+        check_state_update(config.state_update, self.action_dim, predictor.state_dim)
         self.config, self.clip = config, clip
 
     @property
     def action_dim(self) -> int:
         """Numbers of an action."""
-        return self.predictor.action_dim
+        return len(self.scaling.action_mean)
 
     @property
     def state_dim(self) -> int:
@@ -231,10 +233,15 @@ class WorldModel(nn.Module):
         ``[B, T, n, D]``: of every step from the true latents of that step and those before."""
         states = self._states(latents, states)
         predicted = self.predictor(
-            latents.flatten(1, 2), self.scaling.actions(actions), self.scaling.states(states),
+            latents.flatten(1, 2), self.conditions(latents, actions), self.scaling.states(states),
             grid=self.head.grid, window=self.config.window,
         )  # fmt: skip
         return self.head.norm(predicted.unflatten(1, (latents.shape[1], -1)))
+
+    def conditions(self, latents: Tensor, actions: Tensor) -> Tensor:
+        """What the predictor gets of ``actions`` ``[B, T, A]`` taken at ``latents`` ``[B, T, n, D]``."""
+        scaled = self.scaling.actions(actions)
+        return scaled if self.action_map is None else self.action_map(latents, scaled)
 
     def _states(self, latents: Tensor, states: Tensor | None) -> Tensor | None:
         """The states that the predictor gets; a model without states takes no notice of any."""
@@ -250,7 +257,7 @@ class WorldModel(nn.Module):
         self, cache: Cache | None, latents: Tensor, actions: Tensor, states: Tensor | None
     ) -> tuple[Tensor, Cache]:
         predicted, cache = self.predictor.extend(
-            cache, latents.flatten(1, 2), self.scaling.actions(actions), self.scaling.states(states),
+            cache, latents.flatten(1, 2), self.conditions(latents, actions), self.scaling.states(states),
             grid=self.head.grid, window=self.config.window,
         )  # fmt: skip
         return self.head.norm(predicted.unflatten(1, (latents.shape[1], -1))), cache
