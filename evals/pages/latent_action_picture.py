@@ -16,8 +16,8 @@ _DOTS = 2000  # transitions drawn of continuous actions
 
 
 class Panel(NamedTuple):
-    """One model: its ``title``, actions ``[N, Z]``, and the numbers of their codes, ``ids`` ``[N]`` out of ``num_codes``
-    (None and 0: they are continuous)."""
+    """One model: its ``title``, actions ``[N, Z]``, and the numbers of their codes, ``ids`` int64 ``[N]``, out of
+    ``num_codes`` (None and 0: they are continuous)."""
 
     title: str
     actions: NDArray[np.float64]

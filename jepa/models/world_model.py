@@ -151,8 +151,9 @@ class WorldModel(nn.Module):
     """Encoder, latent head, statistics and action predictor. ``clip``: how frames are chosen and normalised.
 
     Actions and states go in in their own units. ``action_map``: a module that makes, from latents ``[B, T, n, D]`` and
-    standardised actions ``[B, T, A]``, what the predictor gets instead of these (``ControllerNet``). Sources: V-JEPA 2-AC (arXiv 2506.09985, section 3); with few tokens
-    per frame and an encoder that is trained along PLDM (arXiv 2502.14819).
+    standardised actions ``[B, T, A]``, what the predictor gets instead of these (``ControllerNet``).
+    Sources: V-JEPA 2-AC (arXiv 2506.09985, section 3); with few tokens per frame and an encoder that is trained along
+    PLDM (arXiv 2502.14819).
     """
 
     def __init__(
