@@ -19,7 +19,7 @@ LAYERS = (
         "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
         "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
         "jepa.encode", "jepa.parts", "jepa.streaming", "jepa.search",
-        "jepa.compiling", "jepa.throughput", "jepa.profiling",
+        "jepa.compiling", "jepa.throughput", "jepa.profiling", "jepa.world_model", "jepa.settling",
         "jepa.sharded_checkpoint", "jepa.peers",
         "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),
@@ -30,7 +30,8 @@ HOMES = {
     "webdataset": "jepa/data/", "gymnasium": "jepa/envs/", "h5py": "jepa/data/trajectories/",
     "decord": "jepa/data/", "torchcodec": "jepa/data/", "av": "jepa/data/", "submitit": "app/",
     "timm": "jepa/models/timm_encoder.py", "transformers": "jepa/export/", "onnx": "jepa/export/",
-    "huggingface_hub": "jepa/pretrained/download.py", "pyarrow": "jepa/features/", "faiss": "jepa/search.py",
+    "huggingface_hub": "jepa/pretrained/download.py", "faiss": "jepa/search.py",
+    "pyarrow": ("jepa/features/", "jepa/data/trajectories/"),
     "sklearn": "evals/probes/sklearn_bridge.py", "tensorboard": "jepa/logging.py",
     "torch.utils.tensorboard": "jepa/logging.py",
 }  # fmt: skip

@@ -8,13 +8,16 @@ from jepa.objectives.base import Objective
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
 from jepa.objectives.pixels import PixelsConfig, PixelsObjective
 from jepa.objectives.regularizers import SigRegConfig, VarianceCovarianceConfig
+from jepa.objectives.world_config import WorldModelConfig
+from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import ClipConfig
 
-ObjectiveConfig = MaskedConfig | PixelsConfig
+ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig
 
 OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "masked": (MaskedConfig, MaskedObjective),
     "pixels": (PixelsConfig, PixelsObjective),
+    "world_model": (WorldModelConfig, WorldModelObjective),
 }
 
 __all__ = [
@@ -27,6 +30,8 @@ __all__ = [
     "PixelsObjective",
     "SigRegConfig",
     "VarianceCovarianceConfig",
+    "WorldModelConfig",
+    "WorldModelObjective",
     "build_objective",
 ]
 

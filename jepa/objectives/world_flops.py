@@ -1,0 +1,64 @@
+"""Floating-point operations of a world model's training step, counted from shapes as in ``jepa.models.flops``.
+
+Shape legend: B batch, T frames, K conditioning tokens per step, n latent tokens per frame, L = K + n.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa.models.action_predictor import ActionPredictor
+from jepa.models.base import ClipEncoder
+from jepa.models.encoder import Encoder
+from jepa.models.flops import TRAINED, block_flops, linear_flops
+from jepa.models.layers import Block
+
+_WEIGHTS_ONLY = TRAINED - 1  # of a layer whose input needs no gradient
+
+
+def frame_flops(encoder: ClipEncoder, height: int, width: int, *, trained: bool) -> float:
+    """One frame, encoded by itself; ``trained``: with the backward pass. A model that is not ours is run once, as its
+    layers are not known."""
+    if not isinstance(encoder, Encoder):
+        frame = torch.zeros(1, 3, 1, height, width, device=next(encoder.parameters()).device)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            encoder(frame)
+        return float(counter.get_total_flops())
+    tokens = encoder.grid_of((encoder.config.in_channels, 1, height, width)).size
+    embed = encoder.patch_embed if encoder.patch_embed_img is None else encoder.patch_embed_img
+    patches = 2.0 * tokens * embed.proj.weight.numel()
+    blocks = sum(block_flops(block, tokens) for block in encoder.blocks if isinstance(block, Block))
+    return _WEIGHTS_ONLY * patches + TRAINED * blocks if trained else patches + blocks
+
+
+def steps_flops(
+    predictor: ActionPredictor, steps: int, tokens: int, *, earlier: int = 0, window: int | None = None,
+    input_grad: bool = True, remembered_only: bool = False,
+) -> float:  # fmt: skip
+    """One row of ``steps`` steps of ``tokens`` latents each after ``earlier`` ones, forward and backward.
+
+    ``input_grad``: latents need a gradient. ``remembered_only``: predictions are not used, only what later steps see.
+    """
+    length = tokens + predictor.num_conditions
+    pairs = sum(
+        length * length * (seen if window is None else min(seen, window))
+        for seen in range(earlier + 1, earlier + steps + 1)
+    )
+    conditions = [predictor.action_encoder, predictor.state_encoder]
+    total = _WEIGHTS_ONLY * sum(linear_flops(module, steps) for module in conditions if module is not None)
+    total += (TRAINED if input_grad else _WEIGHTS_ONLY) * linear_flops(predictor.predictor_embed, steps * tokens)
+    total += (1 if remembered_only else TRAINED) * linear_flops(predictor.predictor_proj, steps * tokens)
+    for number, block in enumerate(predictor.predictor_blocks, start=1):
+        assert isinstance(block, Block)
+        keys, rest = linear_flops(block.attn.qkv, steps * length), _rest(block, steps * length, pairs)
+        unused = remembered_only and number == len(predictor.predictor_blocks)
+        total += TRAINED * keys + (1 if unused else TRAINED) * rest
+    return total
+
+
+def _rest(block: Block, tokens: int, pairs: int) -> float:
+    """A block without its queries, keys and values: ``pairs`` of tokens that see each other, projection, MLP."""
+    parts: tuple[nn.Module, ...] = (block.attn.proj, block.mlp)
+    return 4.0 * pairs * block.attn.proj.in_features + sum(linear_flops(part, tokens) for part in parts)

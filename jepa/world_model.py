@@ -1,0 +1,85 @@
+"""``load_world_model``: a world model by run directory, checkpoint, or the name or file of a published V-JEPA 2-AC."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from jepa.checkpoint import find_checkpoint, load_checkpoint
+from jepa.config import from_dict
+from jepa.load import check_published, check_unpublished
+from jepa.models.action_predictor import ActionPredictor
+from jepa.models.encoder import EncoderConfig
+from jepa.models.world_model import LatentConfig, Scaling, WorldConfig, WorldModel, head_for
+from jepa.objectives import WorldModelConfig, WorldModelObjective
+from jepa.pretrained import Pretrained, load_pretrained
+from jepa.tensorfiles import CheckpointError, build_loaded
+from jepa.types import ClipConfig
+
+
+def load_world_model(
+    path: str | os.PathLike[str], family: str | None = None, *, clip: ClipConfig | None = None, **architecture: Any
+) -> WorldModel:
+    """A world model, frozen, on the CPU, in eval mode.
+
+    ``path``: the run directory or a checkpoint of a ``world_model`` run, or the name of a published V-JEPA 2-AC
+    (``jepa models``). Its file under another name needs ``family="vjepa2_ac"`` and the ``architecture``, as
+    ``load_pretrained`` does. Where a run has an EMA of its encoder, that one is taken.
+
+    Raises ``CheckpointError`` (a ``ValueError``) naming the path where it is missing, damaged, or no world model.
+    """
+    name = os.fspath(path)
+    if family is not None:
+        return from_pretrained(load_pretrained(name, family, clip=clip, **architecture))
+    if architecture or clip is not None:
+        raise CheckpointError(f"{name}: clip and {list(architecture)} go with family='vjepa2_ac' only")
+    if not os.path.exists(name):
+        check_published(name)
+        return from_pretrained(load_pretrained(name))
+    return _from_run(name)
+
+
+def from_pretrained(model: Pretrained) -> WorldModel:
+    """The world model of a published V-JEPA 2-AC: every token of a frame, actions and states in metres and radians, and
+    poses that follow the actions. Raises ``CheckpointError`` for another family."""
+    encoder, predictor = model.encoder, model.predictor
+    if encoder is None or not isinstance(predictor, ActionPredictor):
+        raise CheckpointError(f"{model.path} is a {model.family} model, which predicts no actions' outcome: a world "
+                              "model is a run of objective world_model, or a vjepa2_ac model")  # fmt: skip
+    head = head_for(LatentConfig(), encoder, encoder.clip)
+    pose = predictor.action_dim == 7 and predictor.state_dim == 7
+    config = WorldConfig(state_update="pose7" if pose else "add")
+    scaling = Scaling(predictor.action_dim, predictor.state_dim)
+    world = WorldModel(encoder, head, predictor, scaling, config, encoder.clip)
+    return world.eval().requires_grad_(False)
+
+
+def _from_run(path: str) -> WorldModel:
+    """Rebuilt strictly from the stored config."""
+    if os.path.isfile(os.path.join(path, "config.json")):
+        raise CheckpointError(f"{path} is an exported encoder, not a world model: name the run that it came from")
+    try:
+        file = find_checkpoint(path)
+        state = load_checkpoint(file, mmap=True)
+    except CheckpointError:
+        check_unpublished(path, "jepa.load_world_model")
+        raise
+    objective = load_objective(file, state)
+    return objective.world_model.eval().requires_grad_(False)
+
+
+def load_objective(path: Path, state: Mapping[str, Any]) -> WorldModelObjective:
+    """The objective of a checkpoint's ``state``, frozen. Raises ``CheckpointError`` for another objective's."""
+    settings = state["config"]
+    kind = settings["objective"]["kind"]
+    if kind != "world_model":
+        raise CheckpointError(f"{path} was trained with objective {kind!r}: a world model needs 'world_model'")
+    config = from_dict(WorldModelConfig, settings["objective"], "objective")
+    encoder = from_dict(EncoderConfig, settings["encoder"], "encoder")
+    clip = from_dict(ClipConfig, settings["clip"], "clip")
+    tensors: Mapping[str, Tensor] = state["objective"]
+    return build_loaded(lambda: WorldModelObjective(config, encoder, clip, 0), tensors, path)[0]
