@@ -25,6 +25,7 @@ from jepa.data.sampling import ShortVideoError
 from jepa.data.settings import DataConfig, eval_options, open_data
 from jepa.data.sources import ClipRequest, RawClip, Source
 from jepa.data.tar_index import TarIndex
+from jepa.data.trajectories.statistics import measure
 from jepa.data.video import VideoError
 from jepa.masks import MaskFamily
 from jepa.types import Batch, ClipConfig, Statistics
@@ -202,8 +203,13 @@ class TrainLoader:
             )
 
     def statistics(self) -> Statistics:
-        """Of the actions and states that are trained on. Raises ``ConfigError`` for sources without."""
-        raise ConfigError(f"data source {self.sources[0].config.path} has no actions")
+        """Of the actions and states that are trained on, at the clip's rate.
+
+        Raises ``ConfigError`` for sources without, ``VideoError`` when too many episodes cannot be used.
+        """
+        found, failures = measure(self.sources, self.dataset.clip)
+        self._note(failures)
+        return found
 
     @functools.cached_property
     def fingerprint(self) -> str:

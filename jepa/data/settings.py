@@ -11,6 +11,7 @@ from jepa.data.cache import ClipCache
 from jepa.data.mixture import HOLDOUT, stream
 from jepa.data.sampling import ShortVideo
 from jepa.data.sources import ReadOptions, Source, SourceConfig, open_source
+from jepa.data.trajectories.statistics import check_widths
 from jepa.data.video import Backend
 from jepa.types import ClipConfig
 
@@ -74,11 +75,14 @@ def open_data(data: DataConfig, clip: ClipConfig) -> tuple[list[Source], list[So
         backend=data.reader, short_side=side, short_video=data.short_video, shard_cache_gb=data.shard_cache_gb
     )
     train = share_classes([open_source(config, options) for config in data.sources])
+    check_widths(train)
     if data.cache_mb:
         _add_cache(train, data.cache_mb)
     if data.validation:
         evaluated = replace(eval_options(clip, data.reader, data.short_video), shard_cache_gb=data.shard_cache_gb)
-        return train, [open_source(config, evaluated, train[0].class_names) for config in data.validation]
+        validation = [open_source(config, evaluated, train[0].class_names) for config in data.validation]
+        check_widths([*train, *validation])
+        return train, validation
     return _hold_out(train, data.holdout, eval_options(clip, data.reader, data.short_video))
 
 

@@ -6,99 +6,29 @@ import hashlib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jepa.config import ConfigError
 from jepa.data.array_reader import ArrayReader
-from jepa.data.cache import ClipCache
 from jepa.data.image import open_pictures
 from jepa.data.listing import MANIFEST, label_ids, list_folder, read_rows
-from jepa.data.sampling import ShortVideo, Span, frame_indices, parse_span
+from jepa.data.sampling import frame_indices, parse_span
+from jepa.data.source_config import ClipRequest, RawClip, ReadOptions, SourceConfig
 from jepa.data.tar_files import names_shards
-from jepa.data.video import Backend, FileInfo, VideoReader, is_url, open_video
-from jepa.types import ClipConfig, Interpolation
+from jepa.data.trajectories.config import TrajectoryConfig
+from jepa.data.video import VideoReader, is_url, open_video
+from jepa.types import ClipConfig
 
 if TYPE_CHECKING:
     from jepa.data.tar_source import TarItems
+    from jepa.data.trajectories.base import Trajectories
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SourceConfig:
-    """Where clips come from.
-
-    ``path``: a folder of videos or images (class subfolders give labels; a prepared folder's manifest is used), a CSV
-    file, a ``.npy`` / ``.npz`` file of clips, or tar shards: a folder of ``.tar``, a pattern ``a-{000..127}.tar``, a
-    URL or ``pipe:COMMAND``. ``weight``: the source's share of the clips, relative to the other sources' weights and
-    whatever its size.
-
-    For CSV files: ``label_column`` names the column of labels (default: ``label``, or the second column of a file
-    without header); ``where`` keeps the rows whose columns have these values; where there are columns ``start_s`` and
-    ``end_s``, ``span`` says whether clips stay ``inside`` these seconds, are ``centred`` on them, or stay inside and
-    end at their end (``ending``). Its paths may be folders of pictures, one per frame. ``fps`` is the frame rate of
-    these and of arrays (None: they are at the clip's rate).
-
-    For tar shards: ``label_column`` is a name in the samples' ``.json`` (default: ``label``, or else the ``.cls``
-    member); ``member`` the extension of the member that is read, such as ``left.mp4`` (default: the video, array or
-    image that is there); ``shuffle_shards`` how many shards' samples are shuffled among each other at a time, after the
-    order of the shards (0: all).
-    """
-
-    path: str
-    weight: float = 1.0
-    label_column: str | None = None
-    where: dict[str, str] = field(default_factory=dict)
-    span: Span = "inside"
-    fps: float | None = None
-    member: str | None = None
-    shuffle_shards: int = 16
-
-    def __post_init__(self) -> None:
-        if self.shuffle_shards < 0:
-            raise ValueError(f"shuffle_shards must be at least 0, not {self.shuffle_shards}")
-        if self.weight <= 0:
-            raise ValueError(f"weight must be positive, not {self.weight}: remove the source to leave it out")
-        if self.fps is not None and self.fps <= 0:
-            raise ValueError(f"fps must be positive, not {self.fps}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReadOptions:
-    """How files are read: the decoding library, the longest short side in pixels, the rule for short videos, the room
-    for fetched shards."""
-
-    backend: Backend = "auto"
-    short_side: int | None = None
-    short_video: ShortVideo = "hold"
-    cache: ClipCache | None = None
-    interpolation: Interpolation = "bilinear"  # decord and torchcodec scale in a way of their own
-    shard_cache_gb: float = 50.0
-
-
-class RawClip(NamedTuple):
-    """``frames`` uint8 ``[T, H, W, 3]``, the seconds they cover, and the class id (-1: none); what the file holds, and
-    how many different frames of it the clip shows; of trajectories ``actions`` ``[T-1, A]`` and ``states`` ``[T, S]``.
-    """
-
-    frames: NDArray[np.uint8]
-    start_s: float
-    end_s: float
-    label: int
-    info: FileInfo | None = None
-    distinct: int = 0
-    actions: NDArray[np.float32] | None = None
-    states: NDArray[np.float32] | None = None
-
-
-class ClipRequest(NamedTuple):
-    """One clip of a video: ``rng`` None is the middle clip; ``segment`` (k, K) is clip k of K spread over the video."""
-
-    rng: np.random.Generator | None = None
-    segment: tuple[int, int] = (0, 1)
+__all__ = ["ClipRequest", "RawClip", "ReadOptions", "Source", "SourceConfig", "open_source"]
 
 
 @dataclass(kw_only=True)
@@ -112,9 +42,10 @@ class Source:
     class_names: tuple[str, ...] = ()
     spans: NDArray[np.float64] | None = None  # [N, 2] seconds
     arrays: NDArray[np.uint8] | None = None  # [K, T, H, W, 3]
-    rows: NDArray[np.int64] | None = None  # item -> row of arrays
+    rows: NDArray[np.int64] | None = None  # item -> row of arrays, or number of the episode
     slots: NDArray[np.int64] | None = None  # item -> slot of the cache
     tar: TarItems | None = None  # the samples of shards, which are then the paths too
+    trajectories: Trajectories | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -148,7 +79,14 @@ class Source:
         else:
             root = self.config.path
             digest.update("\n".join(path.removeprefix(root) for path in self.paths).encode())
+        if self.trajectories is not None:
+            self.trajectories.identify(digest, self.episodes())
         digest.update(self.labels.tobytes())
+
+    def episodes(self) -> list[int]:
+        """The items' numbers among the episodes of ``trajectories``."""
+        assert self.rows is not None
+        return self.rows.tolist()
 
     def load_clip(
         self, item: int, clip: ClipConfig, rng: np.random.Generator | None = None, segment: tuple[int, int] = (0, 1)
@@ -169,9 +107,8 @@ class Source:
         """The item's video, image, folder of images or array. Raises ``VideoError`` naming the file."""
         path = self.paths[item]
         if self.arrays is not None:
-            assert self.rows is not None
             side, how = self.options.short_side, self.options.interpolation
-            return ArrayReader(path, self.arrays[self.rows[item]], self.config.fps, side, how)
+            return ArrayReader(path, self.arrays[self._row(item)], self.config.fps, side, how)
         cache = self.options.cache if self.slots is not None else None
         known = cache.get(int(self.slots[item])) if cache is not None and self.slots is not None else None
         if known is not None:
@@ -184,13 +121,21 @@ class Source:
         cache.put(int(self.slots[item]), frames, reader.fps)
         return ArrayReader(path, frames, reader.fps)
 
+    def _row(self, item: int) -> int:
+        assert self.rows is not None
+        return int(self.rows[item])
+
     def _open_file(self, item: int) -> VideoReader:
+        if self.trajectories is not None:
+            return self.trajectories.open(self._row(item), self.options)
         path, side, how = self.paths[item], self.options.short_side, self.options.interpolation
         file = None if self.tar is None else self.tar.file(item)
         pictures = open_pictures(path, self.config.fps, side, how, file)
         return pictures if pictures is not None else open_video(path, self.options.backend, side, how, file)
 
     def _cut(self, item: int, video: VideoReader, clip: ClipConfig, request: ClipRequest) -> RawClip:
+        if self.trajectories is not None:
+            return self.trajectories.cut(self._row(item), video, clip, request)
         choice = frame_indices(
             video.num_frames, video.rate, clip, request.rng, request.segment, span_s=self.span_s(item),
             where=self.config.span, short_video=self.options.short_video, name=self.paths[item],
@@ -206,6 +151,8 @@ def open_source(config: SourceConfig, options: ReadOptions | None = None, class_
     Raises ``ConfigError`` naming the path when there is nothing there that could be read.
     """
     options = options or ReadOptions()
+    if config.trajectory is not None:
+        return _open_trajectories(config, config.trajectory, options, class_names)
     if not Path(config.path, MANIFEST).is_file() and names_shards(config.path):
         return _open_tar(config, options, class_names)
     path = Path(config.path)
@@ -222,6 +169,18 @@ def open_source(config: SourceConfig, options: ReadOptions | None = None, class_
     if path.suffix.lower() in (".csv", ".txt", ".tsv"):
         return _open_csv(config, options, path, class_names)
     raise ConfigError(f"data source {path} is neither a folder nor a .csv, .npy, .npz or .tar file")
+
+
+def _open_trajectories(
+    config: SourceConfig, trajectory: TrajectoryConfig, options: ReadOptions, class_names: Sequence[str]
+) -> Source:
+    from jepa.data.trajectories.opening import open_trajectories  # it brings h5py and pyarrow along
+
+    episodes = open_trajectories(config.path, trajectory)
+    return Source(
+        config=config, options=options, paths=episodes.names, labels=np.full(len(episodes), -1),
+        class_names=tuple(class_names), rows=np.arange(len(episodes)), trajectories=episodes,
+    )  # fmt: skip
 
 
 def _open_tar(config: SourceConfig, options: ReadOptions, class_names: Sequence[str]) -> Source:

@@ -69,7 +69,7 @@ class EpisodeWriter:
 
         Raises ``ValueError`` for arrays that do not belong together or are not finite, or where it cannot be written.
         """
-        arrays = {"frames": np.asarray(frames), "actions": np.asarray(actions, dtype=np.float32)}
+        arrays: dict[str, NDArray[Any]] = {"frames": np.asarray(frames), "actions": np.asarray(actions, dtype="f4")}
         if states is not None:
             arrays["states"] = np.asarray(states, dtype=np.float32)
         if times is not None:
