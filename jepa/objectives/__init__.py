@@ -5,6 +5,7 @@ from __future__ import annotations
 from jepa.config import ConfigError
 from jepa.models.encoder import EncoderConfig
 from jepa.objectives.base import Objective
+from jepa.objectives.latent_action import LatentActionConfig, LatentActionObjective
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
 from jepa.objectives.pixels import PixelsConfig, PixelsObjective
 from jepa.objectives.regularizers import SigRegConfig, VarianceCovarianceConfig
@@ -12,16 +13,19 @@ from jepa.objectives.world_config import WorldModelConfig
 from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import ClipConfig
 
-ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig
+ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig | LatentActionConfig
 
 OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "masked": (MaskedConfig, MaskedObjective),
     "pixels": (PixelsConfig, PixelsObjective),
     "world_model": (WorldModelConfig, WorldModelObjective),
+    "latent_action": (LatentActionConfig, LatentActionObjective),
 }
 
 __all__ = [
     "OBJECTIVES",
+    "LatentActionConfig",
+    "LatentActionObjective",
     "MaskedConfig",
     "MaskedObjective",
     "Objective",
