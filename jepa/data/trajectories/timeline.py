@@ -7,7 +7,7 @@ to instant k+1.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -23,7 +23,7 @@ Times = NDArray[np.float64]
 _SLACK = 0.05  # of a frame's time: clocks that are written down with few digits are not exact
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Track:
     """One episode without its pictures. Times in seconds, rising: ``frame_times`` ``[F]``; ``actions`` float32
     ``[K, A]``, in force between ``action_edges`` ``[K+1]``; ``states`` float32 ``[N, S]`` at ``state_times`` ``[N]``,
@@ -37,14 +37,15 @@ class Track:
     states: NDArray[np.float32] | None = None
     extrinsics: NDArray[np.float32] | None = None
 
-    @property
+    @functools.cached_property
     def gap(self) -> float:
         """Seconds from a frame to the next one."""
         return median_gap(self.frame_times)
 
-    def replace(self, **changes: object) -> Track:
-        """The same episode with these fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+    @functools.cached_property
+    def state_gap(self) -> float:
+        """Seconds from a state to the next one."""
+        return 1.0 if self.state_times is None else median_gap(self.state_times)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +92,7 @@ def usable_s(track: Track, rules: Rules) -> tuple[float, float]:
         high.append(track.action_edges[-1])
     if track.state_times is not None:
         # the nearest state counts for half a gap beyond the last one
-        beyond = median_gap(track.state_times) / 2 if rules.state == "nearest" else 0.0
+        beyond = track.state_gap / 2 if rules.state == "nearest" else 0.0
         low.append(track.state_times[0] - beyond)
         high.append(track.state_times[-1] + beyond)
     slack = _SLACK * track.gap
