@@ -15,7 +15,7 @@ from jepa.load import check_published, check_unpublished
 from jepa.models.action_predictor import ActionPredictor
 from jepa.models.encoder import EncoderConfig
 from jepa.models.world_model import LatentConfig, Scaling, WorldConfig, WorldModel, head_for
-from jepa.objectives import WorldModelConfig, WorldModelObjective
+from jepa.objectives import OBJECTIVES, WorldModelObjective, build_objective
 from jepa.pretrained import Pretrained, load_pretrained
 from jepa.tensorfiles import CheckpointError, build_loaded
 from jepa.types import ClipConfig
@@ -26,7 +26,8 @@ def load_world_model(
 ) -> WorldModel:
     """A world model, frozen, on the CPU, in eval mode.
 
-    ``path``: the run directory or a checkpoint of a ``world_model`` run, or the name of a published V-JEPA 2-AC
+    ``path``: the run directory or a checkpoint of a ``world_model`` run (of a ``controller`` run: the model that it
+    controls, taking real actions; of ``latent_action``: it takes inferred ones), or the name of a published V-JEPA 2-AC
     (``jepa models``). Its file under another name needs ``family="vjepa2_ac"`` and the ``architecture``, as
     ``load_pretrained`` does. Where a run has an EMA of its encoder, that one is taken.
 
@@ -73,13 +74,21 @@ def _from_run(path: str) -> WorldModel:
 
 
 def load_objective(path: Path, state: Mapping[str, Any]) -> WorldModelObjective:
-    """The objective of a checkpoint's ``state``, frozen. Raises ``CheckpointError`` for another objective's."""
+    """The objective of a checkpoint's ``state``, frozen. Raises ``CheckpointError`` for one without a world model."""
     settings = state["config"]
     kind = settings["objective"]["kind"]
-    if kind != "world_model":
-        raise CheckpointError(f"{path} was trained with objective {kind!r}: a world model needs 'world_model'")
-    config = from_dict(WorldModelConfig, settings["objective"], "objective")
+    known = {name: pair for name, pair in OBJECTIVES.items() if issubclass(pair[1], WorldModelObjective)}
+    if kind not in known:
+        raise CheckpointError(f"{path} was trained with objective {kind!r}: a world model needs one of "
+                              f"{', '.join(known)}")  # fmt: skip
+    config = from_dict(known[kind][0], settings["objective"], "objective")
     encoder = from_dict(EncoderConfig, settings["encoder"], "encoder")
     clip = from_dict(ClipConfig, settings["clip"], "clip")
     tensors: Mapping[str, Tensor] = state["objective"]
-    return build_loaded(lambda: WorldModelObjective(config, encoder, clip, 0), tensors, path)[0]
+
+    def build() -> WorldModelObjective:
+        objective = build_objective(config, encoder, clip, 0)
+        assert isinstance(objective, WorldModelObjective)
+        return objective
+
+    return build_loaded(build, tensors, path)[0]

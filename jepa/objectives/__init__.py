@@ -5,6 +5,7 @@ from __future__ import annotations
 from jepa.config import ConfigError
 from jepa.models.encoder import EncoderConfig
 from jepa.objectives.base import Objective
+from jepa.objectives.controller import ControllerConfig, ControllerObjective
 from jepa.objectives.latent_action import LatentActionConfig, LatentActionObjective
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
 from jepa.objectives.pixels import PixelsConfig, PixelsObjective
@@ -13,17 +14,20 @@ from jepa.objectives.world_config import WorldModelConfig
 from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import ClipConfig
 
-ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig | LatentActionConfig
+ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig | LatentActionConfig | ControllerConfig
 
 OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "masked": (MaskedConfig, MaskedObjective),
     "pixels": (PixelsConfig, PixelsObjective),
     "world_model": (WorldModelConfig, WorldModelObjective),
     "latent_action": (LatentActionConfig, LatentActionObjective),
+    "controller": (ControllerConfig, ControllerObjective),
 }
 
 __all__ = [
     "OBJECTIVES",
+    "ControllerConfig",
+    "ControllerObjective",
     "LatentActionConfig",
     "LatentActionObjective",
     "MaskedConfig",

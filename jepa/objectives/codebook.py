@@ -88,7 +88,7 @@ class Codebook(nn.Module):
         fewer actions were seen than there are codes."""
         if not self._recent:
             return
-        actions = _of_all_processes(torch.cat(self._recent))
+        actions = of_all_processes(torch.cat(self._recent))
         self._recent = []
         self._remember(actions)
         if self.is_active():
@@ -148,7 +148,7 @@ def _forget(module: nn.Module, incompatible: Any) -> None:
     module._active, module._recent = None, []
 
 
-def _of_all_processes(rows: Tensor) -> Tensor:
+def of_all_processes(rows: Tensor) -> Tensor:
     """Rows ``[N, Z]`` of every process, in rank order, on each of them; N is the same everywhere."""
     rank, count = process_place()
     if count == 1:
