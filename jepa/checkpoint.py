@@ -29,6 +29,7 @@ from torch import Tensor
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
 from jepa.distributed import Run
 from jepa.files import SHARDED_SUFFIX, atomic_write, is_sharded_checkpoint, remove
+from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.tensorfiles import CheckpointError, build_loaded, read_torch_file
 from jepa.types import ClipConfig
@@ -184,7 +185,7 @@ def load_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     return state
 
 
-def load_encoder(path: str | Path, weights: Literal["target_encoder", "encoder"] = "target_encoder") -> Encoder:
+def load_encoder(path: str | Path, weights: Literal["target_encoder", "encoder"] = "target_encoder") -> ClipEncoder:
     """Rebuild the encoder of a checkpoint or run directory from its stored config, strictly, on the CPU, in eval mode.
 
     ``weights``: the EMA target encoder (an objective without one has only "encoder", which is then taken).
@@ -195,7 +196,13 @@ def load_encoder(path: str | Path, weights: Literal["target_encoder", "encoder"]
         raise ValueError(f"weights must be 'target_encoder' or 'encoder', not {weights!r}")
     prefix = weights if any(name.startswith(f"{weights}.") for name in tensors) else "encoder"
     own = {name.removeprefix(f"{prefix}."): tensors[name] for name in tensors if name.startswith(f"{prefix}.")}
-    config, clip = from_dict(EncoderConfig, state["encoder_config"]), from_dict(ClipConfig, state["clip"])
+    clip = from_dict(ClipConfig, state["clip"])
+    if state["encoder_config"].get("kind") == "timm":  # the frozen encoder of a world model
+        from jepa.models.timm_encoder import TimmConfig, TimmEncoder
+
+        timm = from_dict(TimmConfig, state["encoder_config"])
+        return build_loaded(lambda: TimmEncoder(timm, clip), own, path)[0]
+    config = from_dict(EncoderConfig, state["encoder_config"])
     return build_loaded(lambda: Encoder(config, clip), own, path)[0]
 
 

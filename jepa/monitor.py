@@ -5,7 +5,7 @@ All numbers are about the frozen state of the networks on clips that are not tra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.collapse import RULES
 from jepa.distributed import to_float64
-from jepa.models.encoder import Encoder
+from jepa.models.base import ClipEncoder
+from jepa.models.world_model import encode_frames
 from jepa.objectives.base import Objective
 from jepa.objectives.ema import ema_distance
+from jepa.objectives.horizons import horizon_errors
 from jepa.objectives.masked import MaskedObjective, gather_tokens
 from jepa.objectives.pixels import PixelsObjective
+from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import Batch, ClipConfig, TokenGrid
 
 Picture = NDArray[np.uint8]
@@ -60,8 +64,11 @@ class CollapseMonitor:
         and ``rankme_pooled`` (effective ranks); ``online_...``: the same of the context encoder. ``knn`` (leave one
         out accuracy) and ``knn_chance`` where labels exist. Where hidden places are predicted ``error``,
         ``error_mean_target``, ``error_context_mean`` and ``skill`` (see ``prediction_errors``). Without a target
-        encoder of its own (pixels) there is neither ``online_...`` nor ``ema_distance``.
+        encoder of its own (pixels) there is neither ``online_...`` nor ``ema_distance``. Of a world model: spread and
+        ranks of the latents of single frames, and the errors of ``horizon_errors``.
         """
+        if isinstance(objective, WorldModelObjective):
+            return world_values(objective, batch)
         tokens = encode_in_chunks(objective.target_encoder, batch.clip)
         values = feature_statistics(tokens)
         if batch.label is not None and bool((batch.label >= 0).any()):
@@ -82,12 +89,25 @@ class CollapseMonitor:
         vector common to all clips costs a loss on pixels nothing."""
         if not history:
             return []
-        found = [(rule(history[0], history[-1], len(history)), *turns) for rule, *turns in _RULES]
+        found = [(rule(history[0], history[-1], len(history)), *turns) for rule, *turns in RULES]
         named = [(text, of_pixels if pixels else of_latents) for text, of_latents, of_pixels in found]
         return [f"{text}; {turn}" for text, turn in named if text and turn]
 
 
-def encode_in_chunks(encoder: Encoder, clip: Tensor) -> Tensor:
+def world_values(objective: WorldModelObjective, batch: Batch) -> dict[str, Tensor]:
+    """What is measured of a world model."""
+    world = objective.world_model
+    latents = torch.cat([world.encode(part) for part in batch.clip.split(_CHUNK)])
+    values = feature_statistics(latents.flatten(0, 1))
+    if objective.follows:
+        values["ema_distance"] = ema_distance(objective.target_encoder, objective.encoder)
+    if objective.takes_trajectories and batch.actions is not None:
+        context = objective.config.rollout_context
+        values |= horizon_errors(world, latents, batch.actions, batch.states, objective.error, context)
+    return values
+
+
+def encode_in_chunks(encoder: ClipEncoder, clip: Tensor) -> Tensor:
     """Tokens, fp32 ``[B, N, D]``, of clips ``[B, C, T, H, W]``, a few clips at a time."""
     return torch.cat([encoder(part).float() for part in clip.split(_CHUNK)])
 
@@ -166,53 +186,6 @@ def prediction_errors(
     return values | {"skill": 1 - values["error"] / trivial.clamp(min=1e-12)}
 
 
-# ---- warnings: each rule looks at the first and the last measurement -------------------------------------------------
-
-Rule = Callable[[Mapping[str, float], Mapping[str, float], int], str | None]
-
-
-def _spread(first: Mapping[str, float], last: Mapping[str, float], count: int) -> str | None:
-    if last["pooled_std"] < max(0.3 * first["pooled_std"], 1e-3):
-        return (
-            f"collapse: clips are losing their spread (pooled_std {last['pooled_std']:.3g}, at first "
-            f"{first['pooled_std']:.3g})"
-        )
-    return None
-
-
-def _rank(first: Mapping[str, float], last: Mapping[str, float], count: int) -> str | None:
-    if last["rankme"] < max(0.3 * first["rankme"], 2.0):
-        return f"collapse: features fill few dimensions (rankme {last['rankme']:.1f}, at first {first['rankme']:.1f})"
-    return None
-
-
-def _likeness(first: Mapping[str, float], last: Mapping[str, float], count: int) -> str | None:
-    if last["cosine"] > max(0.99, 0.5 * (1 + first["cosine"])):
-        return f"collapse: different clips get nearly the same features (mean cosine {last['cosine']:.4f})"
-    return None
-
-
-def _skill(first: Mapping[str, float], last: Mapping[str, float], count: int) -> str | None:
-    if count > 2 and last.get("skill", 1.0) <= 0:
-        return (
-            f"the predictor is no better than a constant (error {last['error']:.3g}, mean target "
-            f"{last['error_mean_target']:.3g}, context mean {last['error_context_mean']:.3g})"
-        )
-    return None
-
-
-_CALMER = "lower optim.lr.peak or lengthen its warm-up (pixels have no target encoder and no regularizer to turn)"
-_RULES: tuple[tuple[Rule, str, str | None], ...] = (  # a rule, what to turn for latents, what for pixels
-    (_spread, "add objective.regularizer {kind: variance_covariance} or raise its weight, raise objective.momentum, or "
-     "lower optim.lr.peak; without a regularizer a dip in the first one or two thousand steps can recover by itself",
-     _CALMER),
-    (_rank, "raise objective.regularizer.covariance_weight (or add that regularizer), or lower optim.lr.peak", _CALMER),
-    (_likeness, "add objective.regularizer {kind: variance_covariance} with pooled above 0, or raise its weight", None),
-    (_skill, "raise optim.lr.peak or objective.predictor.depth, or lower objective.momentum so that targets move on",
-     "raise optim.lr.peak or objective.decoder.depth, or hide fewer places"),
-)  # fmt: skip
-
-
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -220,9 +193,15 @@ _RULES: tuple[tuple[Rule, str, str | None], ...] = (  # a rule, what to turn for
 def pictures(objective: Objective, batch: Batch, clip: ClipConfig, clips: int = 3) -> dict[str, Picture]:
     """``masks``: one clip over time, then what each mask family leaves of it. ``pca``: ``clips`` clips over time, each
     above the first three principal components of its patch features. uint8 ``[H, W, 3]``, time runs to the right."""
-    grid = objective.encoder.grid_of(batch.clip.shape)
-    frames = tubelet_frames(batch.clip[:clips], grid, clip)
-    drawn: dict[str, Picture] = {"pca": _pca_picture(objective.target_encoder, batch.clip[:clips], frames, grid)}
+    chosen = batch.clip[:clips]
+    if isinstance(objective, WorldModelObjective):
+        grid = objective.head.cells._replace(t=chosen.shape[2])
+        tokens = encode_frames(objective.target_encoder, chosen).flatten(1, 2)
+    else:
+        grid = objective.encoder.grid_of(chosen.shape)
+        tokens = encode_in_chunks(objective.target_encoder, chosen)
+    frames = tubelet_frames(chosen, grid, clip)
+    drawn: dict[str, Picture] = {"pca": _pca_picture(tokens, frames, grid)}
     if batch.masks:
         rows = [frames[0]]
         for mask in batch.masks:
@@ -269,11 +248,10 @@ def principal_axes(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return mean, axes * largest.sign()
 
 
-def _pca_picture(encoder: Encoder, clip: Tensor, frames: Picture, grid: TokenGrid) -> Picture:
-    tokens = encode_in_chunks(encoder, clip).cpu()
-    colours = (pca_colours(tokens) * 255).round().byte().view(len(clip), *grid, 3).numpy()
+def _pca_picture(tokens: Tensor, frames: Picture, grid: TokenGrid) -> Picture:
+    colours = (pca_colours(tokens.float().cpu()) * 255).round().byte().view(len(tokens), *grid, 3).numpy()
     rows = []
-    for number in range(len(clip)):
+    for number in range(len(tokens)):
         rows += [frames[number], _upscale(colours[number], frames.shape[2:4])]
     return _tile(rows)
 

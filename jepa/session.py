@@ -28,9 +28,10 @@ from jepa.config import ConfigError, to_dict
 from jepa.data.loader import TrainLoader
 from jepa.data.transforms import ClipTransform
 from jepa.distributed import Run
+from jepa.load import load
 from jepa.masks import build_masks
 from jepa.models.recompute import set_recompute
-from jepa.objectives import Objective, build_objective
+from jepa.objectives import Objective, WorldModelConfig, build_objective
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
 from jepa.precision import convert_to_float8
 from jepa.sharded_checkpoint import ShardedTensors, numbered
@@ -110,6 +111,7 @@ def restore(session: Session, saved: Path | None) -> int:
     if saved is None:
         if session.objective.takes_trajectories:
             session.objective.set_statistics(session.loader.statistics())
+        load_frozen(session)
         if config.init_from is not None:
             path = find_checkpoint(config.init_from)
             load_weights(session, load_checkpoint(path, mmap=True)["objective"], path)
@@ -137,6 +139,21 @@ def load_weights(session: Session, tensors: Mapping[str, Tensor], path: Path) ->
     own = session.objective.state_dict()
     refuse_misfits(own, tensors.empty if isinstance(tensors, ShardedTensors) else tensors, path)
     fill(own, tensors)
+
+
+def load_frozen(session: Session) -> None:
+    """The weights of a frozen encoder, where the objective takes one from elsewhere."""
+    objective = session.config.objective
+    if not isinstance(objective, WorldModelConfig) or objective.encoder_from is None:
+        return
+    name, encoder = objective.encoder_from, session.objective.encoder
+    tensors = load(name).state_dict()
+    if session.sharded:
+        own = encoder.state_dict()
+        refuse_misfits(own, tensors, name, part="encoder")
+        fill(own, tensors)
+    else:
+        load_strictly(encoder, tensors, name, part="encoder")
 
 
 def load_optimizer(session: Session, saved: dict[str, Any], path: Path) -> None:
@@ -220,8 +237,8 @@ def save(session: Session, step: int) -> Path:
     def state() -> dict[str, Any]:
         return {
             "config": to_dict(config),
-            "clip": to_dict(config.clip),
-            "encoder_config": to_dict(config.encoder),
+            "clip": to_dict(session.objective.encoder.clip),
+            "encoder_config": to_dict(session.objective.encoder.config),
             "objective": session.objective.state_dict(),
             "optimizer": session.optimizer.state_dict(),
             "scaler": session.scaler.state_dict(),

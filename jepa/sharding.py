@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from jepa.distributed import Run
@@ -61,6 +61,8 @@ def shard(module: nn.Module, run: Run) -> None:
         # a root would keep its weights whole after a forward pass; the EMA and a look need them back in shards
         for unit in (*blocks_of(part), part):
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+            if hasattr(unit, "extend"):  # of an action predictor and its blocks: the other way to call them
+                register_fsdp_forward_method(unit, "extend")
     whole = [name for name, parameter in module.named_parameters() if not isinstance(parameter, DTensor)]
     assert not whole, f"parameters outside of the objective's parts are not cut: {whole}"
 

@@ -8,6 +8,7 @@ may be spoilt by then; the last checkpoint on the disk is not.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from jepa.peers import naming_lost_peers
 from jepa.precision import Precision, products
 from jepa.profiling import Profiler
 from jepa.session import Session, build, restore, save, train_step
+from jepa.settling import settled
 from jepa.stopping import Stopped, StopSignal
 from jepa.throughput import Meter, speed_text
 from jepa.types import ClipConfig
@@ -136,7 +138,7 @@ def fit(config: TrainConfig, probing: OpenObserver | None = None, *, profile: bo
         run = stack.enter_context(Run.start(loop.device, loop.precision, loop.timeout_s))
         stop.end_after(loop.time_limit_min if run.is_main else None)
         stack.enter_context(naming_lost_peers(run, config.run_dir))
-        run.on_main(lambda: open_run_dir(config.run_dir, config, FREE_KEYS))
+        config = run.on_main(functools.partial(claim, config))
         saved = run.on_main(lambda: latest_checkpoint(config.run_dir))
         stack.enter_context(products(run.precision))
 
@@ -179,6 +181,13 @@ def fit(config: TrainConfig, probing: OpenObserver | None = None, *, profile: bo
         logger.info("done: step %d after %s; checkpoint %s; curves: tensorboard --logdir %s; next: jepa eval %s",
                     step, duration(time.perf_counter() - began), saved, config.run_dir, config.run_dir)  # fmt: skip
     return saved
+
+
+def claim(config: TrainConfig) -> TrainConfig:
+    """The settled config, to which ``run_dir`` belongs from now on."""
+    config = settled(config)
+    open_run_dir(config.run_dir, config, FREE_KEYS)
+    return config
 
 
 def stopped_by(reasons: Sequence[object], step: int, saved: Path, steps: int) -> Stopped:

@@ -19,7 +19,7 @@ LAYERS = (
         "jepa.checkpoint", "jepa.optim", "jepa.monitor", "jepa.session", "jepa.watch", "jepa.train", "jepa.load",
         "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
         "jepa.encode", "jepa.parts", "jepa.streaming", "jepa.search",
-        "jepa.compiling", "jepa.throughput", "jepa.profiling", "jepa.world_model", "jepa.settling",
+        "jepa.compiling", "jepa.throughput", "jepa.profiling", "jepa.world_model", "jepa.settling", "jepa.collapse",
         "jepa.sharded_checkpoint", "jepa.peers",
         "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),

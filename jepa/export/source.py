@@ -88,7 +88,10 @@ def _from_run(path: str, weights: str) -> Source:
         raise
     names = state["objective"]
     encoder = load_encoder(file, weights)  # type: ignore[arg-type]  # it checks the name itself
-    predictor = load_predictive(file).predictor if any(key.startswith("predictor.") for key in names) else None
+    if not isinstance(encoder, Encoder):
+        raise CheckpointError(f"{path} holds a frozen encoder of timm: export it with timm, under its own name")
+    masked = state["config"]["objective"]["kind"] == "masked"  # a world model's predictor is of no use without it
+    predictor = load_predictive(file).predictor if masked else None
     found = weights if any(key.startswith(f"{weights}.") for key in names) else "encoder"
     facts = RunFacts(config=state["config"], step=state["step"], code_version=str(state.get("code_version", "unknown")))
     return Source(

@@ -134,8 +134,9 @@ class WorldModelObjective(Objective):
 
     def _frames_learned(self, frames: int) -> int:
         """How many frames go through the encoder that learns."""
-        unused = self.follows and self.config.regularizer is None and self.action_reader is None
-        return frames - 1 if unused else frames
+        reads_all = not self.takes_trajectories  # then actions are inferred, the last one from the last two frames
+        needed = reads_all or not self.follows or self.config.regularizer is not None or self.action_reader is not None
+        return frames if needed else frames - 1
 
     def rollout(
         self, latents: Tensor, targets: Tensor, actions: Tensor, states: Tensor | None
@@ -199,7 +200,8 @@ class WorldModelObjective(Objective):
         """Move the target encoder, where there is one, towards the encoder."""
         if self.follows:
             update_ema(self.target_encoder, self.encoder, self.momentum(progress))
-            update_ema(self.target_head, self.head, self.momentum(progress))
+            if self.config.latent.dim is not None:
+                update_ema(self.target_head, self.head, self.momentum(progress))
 
     def momentum(self, progress: float) -> float:
         """Momentum of the EMA at ``progress`` in [0, 1]."""

@@ -1,0 +1,130 @@
+"""What a world model's config leaves to others, written into it before the run begins: the frozen encoder's own config
+and preprocessing, and the widths of the data's actions and states.
+
+So ``run_dir/config.yaml`` and every checkpoint say all that is needed to rebuild the model; the encoder's weights lie
+in the checkpoint too, and its own file is not needed any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from jepa.checkpoint import list_checkpoints
+from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
+from jepa.data.loader import eval_batches
+from jepa.data.settings import open_data
+from jepa.load import load
+from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.models.timm_config import TimmConfig
+from jepa.objectives import OBJECTIVES, WorldModelConfig
+from jepa.objectives.world_config import FrozenConfig
+from jepa.types import ClipConfig
+
+if TYPE_CHECKING:
+    from jepa.train import TrainConfig
+
+_PREPROCESSING = ("crop_size", "interpolation", "mean", "std")  # of the clip: what a frozen encoder was trained with
+
+
+class Found(NamedTuple):
+    """A frozen encoder: ``config`` of ours, or ``timm``'s, and its own clip."""
+
+    config: EncoderConfig
+    timm: TimmConfig | None
+    clip: ClipConfig
+
+
+def settled(config: TrainConfig) -> TrainConfig:
+    """``config`` with nothing left open. A run that goes on takes from its ``config.yaml`` what it found at first.
+
+    Raises ``ConfigError`` where the config says something else than the encoder or the data.
+    """
+    objective = config.objective
+    if not isinstance(objective, WorldModelConfig):
+        return config
+    conditioned = OBJECTIVES[objective.kind][1].takes_trajectories
+    if conditioned and config.augment.flip > 0:
+        raise ConfigError(
+            f"augment.flip is {config.augment.flip}, but a mirrored picture no longer fits its actions: set it to 0"
+        )
+    earlier = _earlier(config)
+    config = _with_encoder(config, objective, earlier)
+    return _with_widths(config, earlier) if conditioned else config
+
+
+def _earlier(config: TrainConfig) -> TrainConfig | None:
+    """The settled config of the run that goes on."""
+    path = Path(config.run_dir) / "config.yaml"
+    if not path.exists() or not list_checkpoints(config.run_dir):
+        return None
+    return from_dict(type(config), load_yaml(path))
+
+
+def _with_encoder(config: TrainConfig, objective: WorldModelConfig, earlier: TrainConfig | None) -> TrainConfig:
+    name = objective.encoder_from
+    if name is None:
+        if objective.frozen is not None:
+            raise ConfigError("objective.frozen is written by a run with encoder_from: leave it out")
+        return config
+    found = _found_before(name, earlier) or _find(name)
+    if config.encoder not in (EncoderConfig(), found.config):
+        other = "; ".join(differences(to_dict(config.encoder), to_dict(found.config), "encoder"))
+        raise ConfigError(f"objective.encoder_from {name} is another encoder ({other}): leave the section encoder out")
+    for key in _PREPROCESSING:
+        given, own = getattr(config.clip, key), getattr(found.clip, key)
+        if given not in (getattr(ClipConfig(num_frames=1), key), own):
+            raise ConfigError(f"clip.{key} is {given}, but encoder_from {name} was trained with {own}: leave it out")
+    clip = replace(config.clip, **{key: getattr(found.clip, key) for key in _PREPROCESSING})
+    frozen = FrozenConfig(clip=found.clip, timm=found.timm)
+    return replace(config, encoder=found.config, clip=clip, objective=replace(objective, frozen=frozen))
+
+
+def _found_before(name: str, earlier: TrainConfig | None) -> Found | None:
+    objective = None if earlier is None else earlier.objective
+    if earlier is None or not isinstance(objective, WorldModelConfig) or objective.frozen is None:
+        return None
+    if objective.encoder_from != name:
+        return None  # the comparison of the run directory's config will say so
+    return Found(earlier.encoder, objective.frozen.timm, objective.frozen.clip)
+
+
+def _find(name: str) -> Found:
+    encoder = load(name)
+    if isinstance(encoder, Encoder):
+        return Found(encoder.config, None, encoder.clip)
+    timm = getattr(encoder, "config", None)
+    assert isinstance(timm, TimmConfig), "load gives our encoders and timm's"
+    return Found(EncoderConfig(), timm, encoder.clip)
+
+
+def _with_widths(config: TrainConfig, earlier: TrainConfig | None) -> TrainConfig:
+    """``action_dim`` and ``state_dim`` as the run had them, or as the first clip has them."""
+    objective = config.objective
+    assert isinstance(objective, WorldModelConfig)
+    predictor = objective.predictor
+    if predictor.action_dim is None or predictor.state_dim is None:
+        if earlier is not None and isinstance(earlier.objective, WorldModelConfig):
+            widths = earlier.objective.predictor.action_dim, earlier.objective.predictor.state_dim
+        else:
+            widths = data_widths(config)
+        actions, states = widths
+        predictor = replace(
+            predictor,
+            action_dim=actions if predictor.action_dim is None else predictor.action_dim,
+            state_dim=states if predictor.state_dim is None else predictor.state_dim,
+        )
+    return replace(config, objective=replace(objective, predictor=predictor))
+
+
+def data_widths(config: TrainConfig) -> tuple[int, int]:
+    """Numbers of an action and of a state (0: there are none) of the data. Raises ``ConfigError`` without actions."""
+    sources, _ = open_data(config.data, config.clip)
+    batch = next(eval_batches(sources, config.clip, 1))
+    if batch.actions is None:
+        raise ConfigError(
+            f"data source {sources[0].config.path} has no actions: a world model is trained on trajectories, as "
+            "{path: ..., trajectory: {}} reads them"
+        )
+    return batch.actions.shape[-1], 0 if batch.states is None else batch.states.shape[-1]
