@@ -71,6 +71,8 @@ class Video:
         if isinstance(self.origin, Tensor):
             return [list(self.origin.shape), _hash(self.origin.contiguous().cpu().view(torch.uint8).numpy())]
         source = self.origin
+        if source.trajectories is not None:
+            return [source.trajectories.size(source.episodes()[self.item])]
         span = source.span_s(self.item)
         if source.arrays is not None and not os.path.exists(source.config.path):
             assert source.rows is not None

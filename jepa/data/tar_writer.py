@@ -69,6 +69,8 @@ def write_shards(
     if shard_mb <= 0 or (shard_count is not None and shard_count < 1):
         raise ConfigError(f"shard_mb {shard_mb:g} and shard_count {shard_count} must be positive")
     for config in sources:
+        if config.trajectory is not None:
+            raise ConfigError(f"data source {config.path}: episodes cannot be written as shards: train on them as is")
         if os.path.realpath(config.path) == os.path.realpath(folder):
             raise ConfigError(f"{folder} is one of the sources: write the shards to another folder")
     opened = share_classes([open_source(config) for config in sources])

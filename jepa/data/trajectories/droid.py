@@ -112,7 +112,7 @@ class Droid(Trajectories):
             extrinsics = self._extrinsics(file, camera, rows)
         with open_video(video) as reader:
             frames = reader.num_frames
-        times, row_times = _frame_times(video, row_times, frames)
+        times, row_times = _frame_times(video, row_times, frames, self.config.fps is None)
         if states is not None and self.config.camera_frame and extrinsics is not None:
             seen = seen_from(states[:, :6].astype(np.float64), extrinsics.astype(np.float64))
             states = np.concatenate((seen.astype(np.float32), states[:, 6:]), axis=1)
@@ -165,12 +165,12 @@ def _roles(folder: str) -> dict[str, str]:
     return {}
 
 
-def _frame_times(video: str, rows_ms: NDArray[Any], frames: int) -> tuple[Times, Times]:
-    """Seconds of the frames, and of the rows, since the first frame: of SERIAL_timestamps.json beside the video, else
-    frame k is that of row k (the last row may lack one)."""
+def _frame_times(video: str, rows_ms: NDArray[Any], frames: int, by_clock: bool) -> tuple[Times, Times]:
+    """Seconds of the frames, and of the rows, since the first frame: of SERIAL_timestamps.json beside the video
+    (``by_clock``), else frame k is that of row k (the last row may lack one)."""
     beside = Path(os.path.splitext(video)[0] + "_timestamps.json")
     frames_ms = rows_ms[:frames]
-    if beside.is_file():
+    if by_clock and beside.is_file():
         try:
             frames_ms = np.asarray(json.loads(beside.read_text()))
         except (OSError, ValueError) as error:

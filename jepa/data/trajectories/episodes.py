@@ -106,13 +106,14 @@ class EpisodeFiles(Trajectories):
             for what, values in (("actions", actions), ("states", states)):
                 if values is not None and values.ndim != 2:
                     raise TrajectoryError(f"{path}: {what} must be [steps, width], not {list(values.shape)}")
+            times = None if self.config.fps is not None else file.times(("times", "timestamps"))
             if actions is None and self.rules.action != "state_difference":
                 raise TrajectoryError(
                     f"{path} has no actions (looked for {', '.join(ACTIONS)}); its arrays: {', '.join(file.names)}. "
                     "Name them in trajectory.actions"
                 )
             return assemble(
-                path, count, fps, actions, states, file.times(("times", "timestamps")), file.times(("action_times",)),
+                path, count, fps, actions, states, times, file.times(("action_times",)),
                 file.times(("state_times",)), self.config.action_fps,
             )  # fmt: skip
 
@@ -181,6 +182,8 @@ class ManyEpisodes(Trajectories):
             return None if values is None else values[number][: len(values[number]) - short]
 
         times = {name: row(values) for name, values in self._times.items()}
+        if self.config.fps is not None:
+            times.pop("times", None)
         return assemble(
             self.names[number], count, self._fps, row(self._arrays["actions"]), row(self._arrays["states"]),
             times.get("times"), times.get("action_times"), times.get("state_times"), self.config.action_fps,

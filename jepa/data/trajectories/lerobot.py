@@ -104,7 +104,7 @@ class LeRobot(Trajectories):
         frame = table["frame_index"].to_numpy() if "frame_index" in table.column_names else np.arange(len(table))
         if (frame != np.arange(len(table))).any():
             raise TrajectoryError(f"{name}: its rows are not the frames 0 to {len(table) - 1} in order")
-        times = table["timestamp"].to_numpy().astype(np.float64)
+        times = numbers(name, "timestamp", table["timestamp"], np.float64)[:, 0]
         if self.config.fps is not None:
             times = np.arange(len(table)) / self.config.fps
         states = self._values(name, table, self.states) if self.states else None
@@ -117,7 +117,7 @@ class LeRobot(Trajectories):
         )  # fmt: skip
 
     def _values(self, name: str, table: pa.Table, columns: Sequence[str]) -> NDArray[np.float32]:
-        return np.concatenate([numbers(name, column, table[column]) for column in columns], axis=1)
+        return np.concatenate([numbers(name, column, table[column], np.float32) for column in columns], axis=1)
 
 
 class LeRobot2(LeRobot):
@@ -198,14 +198,14 @@ class LeRobot3(LeRobot):
             pictures = self._rows(number, [self.camera])[self.camera]
             return ColumnReader(self.names[number], pictures, self.fps, options, self.path)
         video, begin_s, end_s = self._videos[number]
-        frames = round((end_s - begin_s) * self.fps)
-        if frames != self.lengths[number]:
+        frames, length = (end_s - begin_s) * self.fps, self.lengths[number]
+        if abs(frames - length) >= 1:  # containers round the length of a video
             raise TrajectoryError(
-                f"{self.names[number]} has {self.lengths[number]} rows, but {begin_s:g} to {end_s:g} s of {video}, "
-                f"which are {frames} frames"
+                f"{self.names[number]} has {length} rows, but {begin_s:g} to {end_s:g} s of {video}, which are "
+                f"{frames:.0f} frames"
             )
         reader = open_video(video, options.backend, options.short_side, options.interpolation)
-        return SpanReader(reader, round(begin_s * reader.fps), frames)
+        return SpanReader(reader, round(begin_s * reader.fps), length)
 
 
 def read_rows(path: str, columns: list[str], begin: int = 0, end: int | None = None) -> pa.Table:
@@ -231,7 +231,7 @@ def read_rows(path: str, columns: list[str], begin: int = 0, end: int | None = N
         raise TrajectoryError(f"{path} cannot be read as parquet: {error}") from None
 
 
-def numbers(name: str, column: str, values: pa.ChunkedArray) -> NDArray[np.float32]:
+def numbers(name: str, column: str, values: pa.ChunkedArray, dtype: type[Any]) -> NDArray[Any]:
     """A column of numbers, or of lists of equally many, as ``[N, W]``. Raises ``TrajectoryError`` for any other."""
     array = values.combine_chunks()
     kind = array.type
@@ -240,7 +240,7 @@ def numbers(name: str, column: str, values: pa.ChunkedArray) -> NDArray[np.float
         if array.null_count == 0 and len(array) and len(flat) % len(array) == 0:
             widths = np.diff(array.offsets.to_numpy()) if not pa.types.is_fixed_size_list(kind) else np.zeros(1)
             if (widths == widths[0]).all() and (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)):
-                return flat.to_numpy(zero_copy_only=False).reshape(len(array), -1).astype(np.float32)
+                return flat.to_numpy(zero_copy_only=False).reshape(len(array), -1).astype(dtype)
     elif array.null_count == 0 and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        return array.to_numpy(zero_copy_only=False).reshape(-1, 1).astype(np.float32)
+        return array.to_numpy(zero_copy_only=False).reshape(-1, 1).astype(dtype)
     raise TrajectoryError(f"{name}: the column {column!r} ({kind}) does not hold numbers, equally many in every row")

@@ -18,8 +18,11 @@ from support import write_clips
 from jepa.config import ConfigError, from_dict
 from jepa.data.loader import DataConfig, TrainLoader, eval_batches
 from jepa.data.source_config import SourceConfig
+from jepa.data.tar_writer import write_shards
+from jepa.data.trajectories import statistics
 from jepa.data.trajectories.config import TrajectoryConfig
 from jepa.data.video import VideoError
+from jepa.inputs import list_inputs
 from jepa.types import Batch, ClipConfig
 
 CLIP = ClipConfig(num_frames=4, fps=5.0, crop_size=32)
@@ -244,3 +247,19 @@ def test_a_wrong_source_is_an_error_before_training(tmp_path):
         loader(source(tmp_path, actions=["hand"]))
     with pytest.raises(ConfigError, match="did you mean 'camera'"):
         from_dict(SourceConfig, {"path": "x", "trajectory": {"camra": "a"}})
+
+
+def test_encoding_tells_changed_episodes_and_shards_refuse_them(tmp_path):
+    write_npz(tmp_path, 2)
+    videos = list_inputs(source(tmp_path), CLIP)
+    sizes = [[path.stat().st_size] for path in sorted(tmp_path.glob("*.npz"))]
+    assert [video.identity() for video in videos] == sizes
+    with pytest.raises(ConfigError, match="episodes cannot be written as shards"):
+        write_shards([source(tmp_path)], tmp_path / "shards")
+
+
+def test_statistics_of_a_very_long_source_look_at_episodes_spread_over_it(tmp_path, monkeypatch):
+    made = loader(source(write_npz(tmp_path, 5)))
+    monkeypatch.setattr(statistics, "MOST", 2)
+    rows = [steps(19 + k, 2, k)[: 2 * ((19 + k) // 2)].reshape(-1, 2, 2).mean(1) for k in (0, 2)]
+    np.testing.assert_allclose(made.statistics().action_mean, np.concatenate(rows).mean(axis=0), rtol=1e-5)
