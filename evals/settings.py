@@ -9,14 +9,21 @@ from typing import Any, Literal, NamedTuple
 from evals.datasets.base import DatasetConfig
 from evals.probes import ProbeConfig
 from evals.probes.shots import Shots
-from evals.task_configs import AnticipationConfig, ClipChanges, DenseConfig, RetrievalConfig, TrackingConfig
+from evals.task_configs import (
+    AnticipationConfig,
+    ClipChanges,
+    DenseConfig,
+    LatentActionTask,
+    RetrievalConfig,
+    TrackingConfig,
+)
 from evals.watching import Watching
 from jepa.data.sources import SourceConfig
 from jepa.data.transforms import AugmentConfig
 
 BASELINES = ("random", "pixels")
 Allowance = Literal["leak", "unseen_classes"]
-UNPROBED = ("physics", "retrieval", "tracking")  # tasks that fit no probe
+UNPROBED = ("physics", "retrieval", "tracking", "latent_action")  # tasks that fit no probe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +57,7 @@ class EvalConfig:
     for the features of a model without a run (``None``: see ``evals.subjects.home``).
     ``watching``: how the task "physics" watches videos; its pairs come from ``dataset``, ``test``, or the built-in
     world.
-    ``anticipation``, ``retrieval``, ``tracking``, ``dense``: settings of the tasks of these names.
+    ``anticipation``, ``retrieval``, ``tracking``, ``dense``, ``latent_action``: settings of the tasks of these names.
     """
 
     run: str
@@ -90,6 +97,7 @@ class EvalConfig:
     retrieval: RetrievalConfig = field(default_factory=RetrievalConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
+    latent_action: LatentActionTask = field(default_factory=LatentActionTask)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.baselines) - set(BASELINES))

@@ -1,4 +1,4 @@
-"""Settings of single tasks (anticipation, retrieval, tracking, dense prediction), and of the clips that all see.
+"""Settings of single tasks (anticipation, retrieval, tracking, ...), and of the clips that all see.
 
 On the command line ``jepa eval MODEL --task TASK --set TASK.KEY=VALUE``.
 """
@@ -168,3 +168,21 @@ class DenseConfig:
     def folder(self) -> str:
         """Name of the folder that the labels lie in, beside ``images``."""
         return self.labels or ("masks" if self.target == "segmentation" else "depth")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentActionTask:
+    """``clips``: about so many, evenly over the test videos. ``labels``: with how many true actions the inferred ones
+    are read, in ``draws`` draws. ``axes``: which two of the true actions' axes make the plane of their directions."""
+
+    clips: int = 256
+    labels: tuple[int, ...] = (10, 30, 100)
+    draws: int = 3
+    axes: tuple[int, int] = (0, 1)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.clips < 2 or self.draws < 1:
+            raise ValueError(f"latent_action.clips must be at least 2 and draws at least 1: {self.clips}, {self.draws}")
+        if not self.labels or min(self.labels) < 2:
+            raise ValueError(f"latent_action.labels must be numbers of at least 2, not {list(self.labels)}")

@@ -8,6 +8,7 @@ from evals.settings import EvalConfig, TaskResult
 from evals.tasks.anticipation import anticipate
 from evals.tasks.dense import predict_densely
 from evals.tasks.image import classify_images
+from evals.tasks.latent_action import measure_actions
 from evals.tasks.physics import judge_physics
 from evals.tasks.retrieval import retrieve
 from evals.tasks.tracking import track
@@ -21,4 +22,5 @@ TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {
     "retrieval": retrieve,
     "tracking": track,
     "dense": predict_densely,
+    "latent_action": measure_actions,
 }
