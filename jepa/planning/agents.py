@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jepa.envs.base import SimulatedTask
 from jepa.planning.config import PlannerConfig
 from jepa.planning.energy import Energy, EnergyConfig
 from jepa.planning.imagination import Eyes, Imagination, check_frame
@@ -26,7 +27,7 @@ from jepa.planning.space import ActionSpace, action_space
 from jepa.types import ClipConfig
 
 if TYPE_CHECKING:
-    from jepa.envs import GoalTask, Observation
+    from jepa.envs.base import GoalTask, Observation
     from jepa.models.world_model import WorldModel
 
 Frame = NDArray[np.uint8]
@@ -109,16 +110,9 @@ class RandomAgent(Agent):
         return self._space.sample(1, 1, self._generator)[0].numpy(), None
 
 
-@runtime_checkable
-class Simulated(Protocol):
-    """A task whose dynamics can be asked: from ``state`` ``[S]`` by actions ``[N, H, A]`` to states ``[N, H, S]``."""
-
-    def simulate(self, state: Vector, actions: Vector) -> Vector: ...
-
-
 class SimulatorAgent(Agent):
-    """Plans through the true simulator, by the distance of true states: what the same planner reaches with a model
-    that makes no mistakes. State columns whose goal is NaN do not count."""
+    """Plans through the true simulator, by the task's own distance of states to the goal (sum over the horizon): what
+    the same planner reaches with a model that makes no mistakes."""
 
     name = "simulator"
 
@@ -128,23 +122,17 @@ class SimulatorAgent(Agent):
 
     def begin(self, goal: Frame | None, task: GoalTask) -> None:
         super().begin(goal, task)
-        if not isinstance(task, Simulated):
+        if not isinstance(task, SimulatedTask):
             raise PlanningError(f"{type(task).__name__} cannot be simulated from a state: leave the simulator out")
         self._task, self._space = task, task_space(task)
         self._warm: Plan | None = None
 
     def _decide(self, observation: Observation) -> tuple[Vector, float | None]:
-        if observation.goal_state is None:
-            raise PlanningError("the environment tells no goal state, which the simulator agent needs: leave it out")
-        state, wanted = observation.state, torch.from_numpy(np.asarray(observation.goal_state, dtype=np.float32))
-        counted = ~wanted.isnan()
-        skip, task = self.frame_skip, self._task
+        task, skip = self._task, self.frame_skip
 
         def cost(actions: Tensor) -> Tensor:
-            held = actions.repeat_interleave(skip, dim=1).numpy()
-            states = torch.from_numpy(np.asarray(task.simulate(state, held), dtype=np.float32))[:, skip - 1 :: skip]
-            distance = (states - wanted)[..., counted].square().sum(dim=-1).sqrt()
-            return distance.mean(dim=1) + distance[:, -1]
+            states = task.simulate(observation.state, actions.numpy(), hold=skip)
+            return torch.from_numpy(np.asarray(task.distance(states))).sum(dim=1)
 
         found = plan(self.config, cost, self._space, self._generator, self._warm)
         actions = found.on_host()
@@ -198,7 +186,7 @@ class PlanningAgent(Agent):
         self.model, self.config, self.energy = model.to(self.device).eval(), config, Energy(energy)
         self.context = context or max(1, min(3, model.clip.num_frames - config.horizon))
         self.subgoals, self.subgoal, self.imagine = list(subgoals), subgoal or SubgoalConfig(), imagine
-        self._eyes = Eyes(model, self.device, precision)
+        self.eyes = Eyes(model, self.device, precision)
         self._given_space = space
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -217,7 +205,7 @@ class PlanningAgent(Agent):
         for frame in frames:
             check_frame(frame, "the goal")
         self.goal_frames = frames
-        self.goals = [self._eyes(frame[None])[0] for frame in frames]
+        self.goals = [self.eyes(frame[None])[0] for frame in frames]
         self._goal, self._since = 0, 0
         self._latents: deque[Tensor] = deque(maxlen=self.context)
         self._states: deque[Tensor] = deque(maxlen=self.context)
@@ -259,7 +247,7 @@ class PlanningAgent(Agent):
                 f"the goal image is {sizes[0]} pixels, the frames are {sizes[1]}: give one of the same size, or resize "
                 "it (--resize-goal)"
             )
-        self._latents.append(self._eyes(observation.frame[None])[0])
+        self._latents.append(self.eyes(observation.frame[None])[0])
         if self.model.state_dim:
             state = torch.as_tensor(observation.state, dtype=torch.float32)
             if state.shape != (self.model.state_dim,):

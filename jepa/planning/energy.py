@@ -5,7 +5,6 @@ Shape legend: N samples, H steps, n tokens of a frame, D width, A action axes.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa.config import suggest
+from jepa.envs.policies import load_function
 from jepa.planning.search import PlanningError
 
 Over = Literal["last", "sum"]
@@ -85,7 +85,7 @@ class EnergyConfig:
 
 
 class Energy:
-    """Energies of imagined sequences. Raises ``PlanningError`` for a user's function that cannot be found."""
+    """Energies of imagined sequences. Raises ``ValueError`` for a user's function that cannot be found."""
 
     def __init__(self, config: EnergyConfig) -> None:
         self.config = config
@@ -125,18 +125,3 @@ class Energy:
             squares = (actions / unit).square() * moving
             total = total + self.config.action_weight * squares.mean(dim=(1, 2))
         return total
-
-
-def load_function(name: str, what: str) -> Callable[..., Tensor]:
-    """The function ``MODULE:FUNCTION``. Raises ``PlanningError`` naming ``what`` it was to be."""
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise PlanningError(f"{what} {name}: module {module!r} cannot be imported: {error}") from None
-    except (AttributeError, ValueError):
-        raise PlanningError(f"{what} {name}: module {module!r} has no {attribute!r}") from None
-    if not callable(found):
-        raise PlanningError(f"{what} {name} is not a function but {type(found).__name__}")
-    function: Callable[..., Tensor] = found
-    return function

@@ -15,7 +15,7 @@ from jepa.planning.agents import Agent, Decision, Frame
 from jepa.planning.search import PlanningError
 
 if TYPE_CHECKING:
-    from jepa.envs import GoalTask
+    from jepa.envs.base import GoalTask
 
 _Z = 1.959964  # standard normal quantile of 97.5 %
 

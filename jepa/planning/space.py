@@ -100,6 +100,16 @@ def action_space(
     return ActionSpace(low=lower, high=upper, max_norm=max_norm, norm_axes=counted)
 
 
+def franka_space(step_m: float = 0.05, gripper: float = 0.75) -> ActionSpace:
+    """The 7-d actions that V-JEPA 2-AC plans with: changes of position (metres, at most ``step_m`` per axis), of
+    orientation (radians; kept at 0) and of the gripper (0 open, 1 closed; at most ``gripper``).
+
+    Source: arXiv 2506.09985, section 4.2, and its released planner.
+    """
+    high = [step_m] * 3 + [0.0] * 3 + [gripper]
+    return action_space([-value for value in high], high)
+
+
 def _clipped(lower: Tensor, upper: Tensor, clip: Sequence[float] | float) -> tuple[Tensor, Tensor]:
     sizes = torch.as_tensor(clip, dtype=torch.float32)
     if sizes.dim() > 0 and sizes.shape != lower.shape:

@@ -36,6 +36,7 @@ def picture(state: NDArray[np.float32], side: int = SIDE) -> NDArray[np.uint8]:
 class ToyTask:
     fps = 10.0
     state_names = ("x", "y")
+    goes_on = True
 
     def __init__(self, limit: int = 60, goal: bool = True, axes: int = 2) -> None:
         self.action_low, self.action_high = np.full(axes, -0.06, np.float32), np.full(axes, 0.06, np.float32)
@@ -64,13 +65,16 @@ class ToyTask:
 
 
 class SimulatedTask(ToyTask):
-    def simulate(self, state: NDArray[np.float32], actions: NDArray[np.float32]) -> NDArray[np.float32]:
+    def simulate(self, state: NDArray[np.float32], actions: NDArray[np.float32], hold: int = 1) -> NDArray[np.float32]:
         states = []
         now = np.repeat(state[None], len(actions), axis=0)
         for step in range(actions.shape[1]):
-            now = (now + actions[:, step]).clip(0, 1)
+            now = (now + hold * actions[:, step]).clip(0, 1)
             states.append(now)
         return np.stack(states, axis=1)
+
+    def distance(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.sqrt(((states - self.goal) ** 2).sum(axis=-1))
 
 
 class Memory(NamedTuple):

@@ -1,0 +1,68 @@
+"""``jepa plan MODEL``: act in an environment by planning through a world model, or plan from a recorded trajectory."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="run directory or checkpoint of a world model, or the name of a published one")
+    parser.add_argument(
+        "--architecture",
+        metavar="FILE",
+        help="YAML or JSON with family and sizes, for a published file of another name",
+    )
+    parser.add_argument("--env", help="rooms, a gymnasium id, or MODULE:FUNCTION: act there")
+    parser.add_argument("--trajectory", metavar="FILE", help="recorded episode(s): plan from one of its frames")
+    what = parser.add_argument_group("planning")
+    what.add_argument("--planner", metavar="KIND", help="cem (default), icem, mppi, gradient or random")
+    what.add_argument("--samples", type=int, help="action sequences tried per round (default: 256)")
+    what.add_argument("--iterations", type=int, help="rounds (default: 5)")
+    what.add_argument("--horizon", type=int, help="steps of a plan (default: 8)")
+    what.add_argument("--energy", metavar="KIND", help="l1 (default), l2, cosine, or MODULE:FUNCTION")
+    what.add_argument("--context", type=int, help="frames that the model sees (default: up to 3)")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="anything of planner, energy, space, subgoal, env, trajectory or model, such as planner.elites=10",
+    )  # fmt: skip
+    what.add_argument(
+        "--goal", action="append", default=[], metavar="IMAGE",
+        help="with --env: on the way to the environment's own goal, or the goal where it shows none; may be repeated",
+    )  # fmt: skip
+    what.add_argument("--resize-goal", action="store_true", help="a goal image may have another size than the frames")
+    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--device", default="auto")
+    what.add_argument("--precision", default="auto")
+    acting = parser.add_argument_group("with --env")
+    acting.add_argument("--episodes", type=int, default=20, help="default: 20")
+    acting.add_argument("--max-steps", type=int, help="of the environment (default: until it ends the episode)")
+    acting.add_argument(
+        "--against", default="random", help="other agents: random, simulator, or none (default: random)"
+    )
+    acting.add_argument("--out", metavar="DIR", help="write results.json, videos and landscape.png there")
+    acting.add_argument(
+        "--videos", type=int, default=3, metavar="K", help="of so many episodes, with --out (default: 3)"
+    )
+    acting.add_argument("--axes", default="0,1", help="two action axes for the landscape (default: 0,1)")
+    recorded = parser.add_argument_group("with --trajectory")
+    recorded.add_argument("--episode", type=int, default=0, help="which one of the file or folder (default: 0)")
+    recorded.add_argument(
+        "--step", type=int, default=0, help="the frame to plan from, at the model's rate (default: 0)"
+    )
+    recorded.add_argument("--goal-frame", type=int, help="the frame to plan to, at the model's rate; or --goal")
+    recorded.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def run(args: argparse.Namespace) -> int:
+    from app.planning.settings import read_settings
+
+    if (args.env is None) == (args.trajectory is None):
+        raise ValueError("give either --env (act in an environment) or --trajectory (plan from a recording)")
+    settings = read_settings(args)
+    if args.env is not None:
+        from app.planning.acting import act
+
+        return act(args, settings)
+    from app.planning.recorded import plan_recorded
+
+    return plan_recorded(args, settings)

@@ -1,0 +1,146 @@
+"""``jepa plan MODEL --env ENV``: episodes of the model's planner and of other agents, a table, pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from app.planning.settings import PlanSettings, open_model, place, read_image
+from jepa.config import suggest, to_dict
+from jepa.envs.base import GoalTask
+from jepa.envs.tasks import open_task
+from jepa.files import atomic_write
+from jepa.models.world_model import WorldModel
+from jepa.planning import PlanningError
+from jepa.planning.agents import Agent, PlanningAgent, RandomAgent, SimulatorAgent, frame_skip_of, task_space
+from jepa.planning.episodes import EpisodeResult, Summary, run_episode, summarise
+
+OTHERS = ("random", "simulator")
+_SEEN = 16  # episodes of every agent whose frames are kept: what imagined latents are shown by
+
+
+def act(args: argparse.Namespace, settings: PlanSettings) -> int:
+    """Run all agents on the same starts and goals, print the table, write what was asked for."""
+    others = read_others(args.against)
+    axes = read_axes(args.axes)
+    for name in ("episodes", "max_steps"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise PlanningError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    model = open_model(args, settings)
+    task = open_task(args.env, **settings.env)
+    try:
+        agents = make_agents(args, settings, model, task, others)
+        results = run_all(args, task, agents)
+        summaries = [summarise(name, found) for name, found in results.items()]
+        print("\n".join(table(summaries)))
+        if args.out is not None:
+            from app.planning.pictures import write_landscape, write_videos
+
+            out = Path(args.out)
+            write_results(out, args, settings, summaries, results)
+            planner = agents[0]
+            assert isinstance(planner, PlanningAgent)
+            write_videos(out, planner, task.fps, results, args.videos)
+            write_landscape(out, planner, task, args.seed, axes)
+    finally:
+        task.close()
+    return 0
+
+
+def read_others(text: str) -> list[str]:
+    """The agents named by ``--against``."""
+    names = [] if text in ("", "none") else [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in OTHERS:
+            raise PlanningError(f"--against names agent {name!r}{suggest(name, OTHERS)}")
+    return list(dict.fromkeys(names))
+
+
+def read_axes(text: str) -> tuple[int, int]:
+    """The two axes of ``--axes``."""
+    try:
+        first, second = (int(part) for part in text.split(","))
+    except ValueError:
+        raise PlanningError(f"--axes must be two axis numbers such as 0,1, not {text!r}") from None
+    return first, second
+
+
+def make_agents(
+    args: argparse.Namespace, settings: PlanSettings, model: WorldModel, task: GoalTask, others: Sequence[str]
+) -> list[Agent]:
+    """The model's planner, then the others, all holding their actions for equally long."""
+    device, precision = place(args)
+    observation = task.reset(args.seed)
+    height, width = observation.frame.shape[:2]
+    goals = [read_image(path, (height, width), args.resize_goal) for path in args.goal]
+    agents: list[Agent] = [
+        PlanningAgent(
+            model, settings.planner, settings.energy, device=device, precision=precision, context=args.context,
+            space=settings.space.narrow(task_space(task)), subgoals=goals, subgoal=settings.subgoal,
+            imagine=args.out is not None and args.videos > 0, seed=args.seed,
+        )
+    ]  # fmt: skip
+    skip = frame_skip_of(model.clip, task.fps)
+    if "random" in others:
+        agents.append(RandomAgent(skip, args.seed))
+    if "simulator" in others:
+        agents.append(SimulatorAgent(settings.planner, skip, args.seed))
+    return agents
+
+
+def run_all(args: argparse.Namespace, task: GoalTask, agents: Sequence[Agent]) -> dict[str, list[EpisodeResult]]:
+    """Every agent's episodes, with a bar that tells the time left."""
+    keep = max(args.videos, _SEEN) if args.out is not None and args.videos > 0 else 0
+    results: dict[str, list[EpisodeResult]] = {agent.name: [] for agent in agents}
+    with tqdm(total=len(agents) * args.episodes, unit="episode", disable=None) as bar:
+        for agent in agents:
+            for number in range(args.episodes):
+                found = run_episode(task, agent, args.seed + number, args.max_steps, number < keep)
+                results[agent.name].append(found)
+                reached = sum(result.success for result in results[agent.name])
+                bar.set_description(f"{agent.name}: {reached} of {number + 1}")
+                bar.update()
+    return results
+
+
+def table(summaries: Sequence[Summary]) -> list[str]:
+    """Lines of the table that is printed."""
+    lines = [f"{'agent':<12}{'success':>9}{'95 % interval':>16}{'steps':>8}{'ms/action':>11}{'p90':>8}"]
+    for row in summaries:
+        interval = f"{100 * row.low:.0f} to {100 * row.high:.0f} %"
+        cells = (row.mean_steps, row.median_ms, row.p90_ms)
+        steps, median, p90 = ("-" if value is None else f"{value:.1f}" for value in cells)
+        lines.append(f"{row.agent:<12}{100 * row.success_rate:>7.1f} %{interval:>16}{steps:>8}{median:>11}{p90:>8}")
+    return [*lines, "steps: mean of the successful episodes; ms: per planned action, median and 90 % quantile"]
+
+
+def write_results(
+    out: Path, args: argparse.Namespace, settings: PlanSettings, summaries: Sequence[Summary],
+    results: dict[str, list[EpisodeResult]],
+) -> None:  # fmt: skip
+    """``results.json``: the table, the settings, and every episode."""
+    episodes: list[dict[str, Any]] = [
+        {"agent": name, "seed": r.seed, "success": r.success, "steps": r.steps, "ms": [round(t, 3) for t in r.ms_per_action]}
+        for name, found in results.items()
+        for r in found
+    ]  # fmt: skip
+    about = {"model": str(args.model), "env": args.env, "seed": args.seed, "settings": to_dict(settings)}
+    data = {**about, "agents": [asdict(summary) for summary in summaries], "episodes": episodes}
+    write_bytes(out / "results.json", (json.dumps(data, indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """A file in one move. Raises ``ValueError`` naming it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise PlanningError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from error
+    print(f"wrote {path}")
