@@ -31,7 +31,7 @@ from jepa.distributed import Run
 from jepa.load import load
 from jepa.masks import build_masks
 from jepa.models.recompute import set_recompute
-from jepa.objectives import Objective, WorldModelConfig, build_objective
+from jepa.objectives import ControllerObjective, Objective, WorldModelConfig, build_objective
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
 from jepa.precision import convert_to_float8
 from jepa.sharded_checkpoint import ShardedTensors, numbered
@@ -142,8 +142,16 @@ def load_weights(session: Session, tensors: Mapping[str, Tensor], path: Path) ->
 
 
 def load_frozen(session: Session) -> None:
-    """The weights of a frozen encoder, where the objective takes one from elsewhere."""
+    """The weights of a frozen encoder, or of the model under a controller, where the objective takes them from
+    elsewhere."""
     objective = session.config.objective
+    if isinstance(session.objective, ControllerObjective):
+        path = find_checkpoint(session.objective.control.model)
+        inherited = session.objective.inherited_state()
+        weights = load_checkpoint(path, mmap=True)["objective"]
+        refuse_misfits(inherited, weights.empty if isinstance(weights, ShardedTensors) else weights, path)
+        fill(inherited, weights)
+        return
     if not isinstance(objective, WorldModelConfig) or objective.encoder_from is None:
         return
     name, encoder = objective.encoder_from, session.objective.encoder

@@ -7,19 +7,20 @@ in the checkpoint too, and its own file is not needed any more.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from jepa.checkpoint import list_checkpoints
+from jepa.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
 from jepa.data.loader import eval_batches
 from jepa.data.settings import open_data
 from jepa.load import load
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.timm_config import TimmConfig
-from jepa.objectives import OBJECTIVES, WorldModelConfig
+from jepa.objectives import OBJECTIVES, ControllerConfig, LatentActionConfig, WorldModelConfig
 from jepa.objectives.world_config import FrozenConfig
+from jepa.tensorfiles import CheckpointError
 from jepa.types import ClipConfig
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     Raises ``ConfigError`` where the config says something else than the encoder or the data.
     """
     objective = config.objective
-    if not isinstance(objective, WorldModelConfig):
+    if not isinstance(objective, WorldModelConfig | ControllerConfig):
         return config
     conditioned = OBJECTIVES[objective.kind][1].takes_trajectories
     if conditioned and config.augment.flip > 0:
@@ -50,6 +51,8 @@ def settled(config: TrainConfig) -> TrainConfig:
             f"augment.flip is {config.augment.flip}, but a mirrored picture no longer fits its actions: set it to 0"
         )
     earlier = _earlier(config)
+    if isinstance(objective, ControllerConfig):
+        return _with_model(config, objective, earlier)
     config = _with_encoder(config, objective, earlier)
     return _with_widths(config, earlier) if conditioned else config
 
@@ -116,6 +119,41 @@ def _with_widths(config: TrainConfig, earlier: TrainConfig | None) -> TrainConfi
             state_dim=states if predictor.state_dim is None else predictor.state_dim,
         )
     return replace(config, objective=replace(objective, predictor=predictor))
+
+
+def _with_model(config: TrainConfig, objective: ControllerConfig, earlier: TrainConfig | None) -> TrainConfig:
+    """What ``objective.model`` is (its encoder and clip take the place of the config's own), and the actions' width."""
+    known = None if earlier is None else earlier.objective
+    if earlier is not None and isinstance(known, ControllerConfig) and known.model == objective.model:
+        base, encoder, own, width = known.base, earlier.encoder, earlier.clip, known.action_dim
+    else:
+        base, encoder, own = _read_model(objective.model)
+        width = None
+    if config.encoder not in (EncoderConfig(), encoder):
+        raise ConfigError(f"objective.model {objective.model} has another encoder: leave the section encoder out")
+    plain, clip = ClipConfig(num_frames=1), replace(own, num_frames=config.clip.num_frames)
+    for field in fields(ClipConfig):
+        given, wanted = getattr(config.clip, field.name), getattr(clip, field.name)
+        if given not in (wanted, getattr(plain, field.name)):
+            raise ConfigError(
+                f"clip.{field.name} is {given}, but objective.model {objective.model} was trained with {wanted}"
+            )
+    config = replace(config, encoder=encoder, clip=clip)
+    width = data_widths(config)[0] if width is None else width
+    return replace(config, objective=replace(objective, base=base, action_dim=width))
+
+
+def _read_model(name: str) -> tuple[LatentActionConfig, EncoderConfig, ClipConfig]:
+    """Of a latent_action run. Raises ``ConfigError`` for another one."""
+    try:
+        settings = load_checkpoint(find_checkpoint(name), mmap=True)["config"]
+    except CheckpointError as error:
+        raise ConfigError(f"objective.model: {error}") from None
+    kind = settings["objective"]["kind"]
+    if kind != "latent_action":
+        raise ConfigError(f"objective.model {name} was trained with objective {kind!r}, not 'latent_action'")
+    base = from_dict(LatentActionConfig, settings["objective"], "objective")
+    return base, from_dict(EncoderConfig, settings["encoder"], "encoder"), from_dict(ClipConfig, settings["clip"], "clip")
 
 
 def data_widths(config: TrainConfig) -> tuple[int, int]:

@@ -114,10 +114,10 @@ class ControllerObjective(LatentActionObjective):
         error = self.controller.loss(outputs, self.wanted[rows])
         return Loss(error, {"match": error.detach(), "labels": error.new_full((), self.known())})
 
-    def own_state(self) -> dict[str, Tensor]:
-        """The part of the state dict that the latent-action model does not have."""
-        inherited = ("encoder.", "head.", "predictor.", "scaling.", "target_", "inverse.", "bottleneck.")
-        return {name: value for name, value in self.state_dict().items() if not name.startswith(inherited)}
+    def inherited_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that the latent-action model has, too."""
+        parts = ("encoder.", "head.", "predictor.", "scaling.", "target_", "inverse.", "bottleneck.")
+        return {name: value for name, value in self.state_dict().items() if name.startswith(parts)}
 
     def known(self) -> int:
         """How many labelled transitions there are by now."""
