@@ -49,12 +49,24 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return found
 
 
+def find_videos(path: str) -> dict[str, str]:
+    """Every video below a folder, or beside a file, by its path without the suffix."""
+    if not os.path.isdir(path):
+        folder = os.path.dirname(path)
+        files = [os.path.join(folder, name) for name in os.listdir(folder or ".")]
+    else:
+        files = [os.path.join(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names]
+    split = (os.path.splitext(file) for file in sorted(files, reverse=True))  # of two with a name the first one stays
+    return {stem: stem + suffix for stem, suffix in split if suffix.lower() in VIDEO_SUFFIXES}
+
+
 class EpisodeFiles(Trajectories):
     """One file of arrays for each episode."""
 
     def __init__(self, path: str, config: TrajectoryConfig) -> None:
         names = list_folder(Path(path), SUFFIXES)[0] if os.path.isdir(path) else [path]
         super().__init__(path, config, names)
+        self._videos = find_videos(path)
         meta = read_meta(Path(path) if os.path.isdir(path) else Path(path).parent)
         self._fps: float | None = meta.get("fps") if config.fps is None else config.fps
         self.state_names = tuple(map(str, meta.get("state_names") or ()))
@@ -68,18 +80,16 @@ class EpisodeFiles(Trajectories):
 
     def _video(self, path: str) -> str | None:
         """The video beside a file of arrays: NAME.mp4, or NAME.CAMERA.mp4."""
-        stem = os.path.splitext(path)[0] + (f".{self.config.camera}" if self.config.camera else "")
-        return next((f"{stem}{suffix}" for suffix in sorted(VIDEO_SUFFIXES) if os.path.isfile(stem + suffix)), None)
+        return self._videos.get(os.path.splitext(path)[0] + (f".{self.config.camera}" if self.config.camera else ""))
 
     def _no_pictures(self, file: ArrayFile) -> TrajectoryError:
-        folder, stem = os.path.split(os.path.splitext(file.path)[0])
-        beside = [n for n in sorted(os.listdir(folder or ".")) if os.path.splitext(n)[1].lower() in VIDEO_SUFFIXES]
-        cameras = [n.split(".")[-2] for n in beside if n.startswith(f"{stem}.") and n.count(".") > stem.count(".") + 1]
+        stem = os.path.splitext(file.path)[0]
+        cameras = sorted(name.removeprefix(f"{stem}.") for name in self._videos if name.startswith(f"{stem}."))
         if cameras:
             wanted = "names no camera" if self.config.camera is None else f"there is no camera {self.config.camera!r}"
             return TrajectoryError(f"{file.path}: {wanted}; there are: {', '.join(cameras)}")
         return TrajectoryError(
-            f"{file.path} has no array of frames and no video beside it ({stem}.mp4); its arrays: "
+            f"{file.path} has no array of frames and no video beside it ({os.path.basename(stem)}.mp4); its arrays: "
             f"{', '.join(file.names)}. Name one in trajectory.frames"
         )
 
