@@ -1,10 +1,13 @@
-"""``jepa data prepare SRC DST``, ``jepa data shard SRC... DST``, ``jepa data demo DST``, ``jepa data physics DST``"""
+"""``jepa data prepare SRC DST``, ``jepa data shard SRC... DST``, ``jepa data demo DST``, ``jepa data physics DST``,
+``jepa data record ENV``"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from app import record
 
 if TYPE_CHECKING:
     from jepa.data.synthetic.dataset import Glyphs
@@ -20,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--gop", type=int, default=8, help="frames from one key frame to the next (default: 8)")
     prepare.add_argument("--workers", type=int, help="processes (default: one per core)")
     add_shard(actions.add_parser("shard", help="write sources as tar shards, for data sets of any size"))
+    record.add_arguments(actions.add_parser("record", help="record an environment as episodes for world models"))
     demo = actions.add_parser("demo", help="render the built-in world to mp4 files with a manifest")
     demo.add_argument("dst", help="folder to write")
     demo.add_argument("--train", type=int, help="number of training clips")
@@ -68,6 +72,9 @@ def run(args: argparse.Namespace) -> None:
         return
     if args.action == "shard":
         shard(args)
+        return
+    if args.action == "record":
+        record.run(args)
         return
     from evals.probes.sklearn_bridge import digit_images
     from jepa.data.synthetic.dataset import Glyphs, WorldConfig, write_world
