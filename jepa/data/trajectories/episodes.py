@@ -55,7 +55,7 @@ def find_videos(path: str) -> dict[str, str]:
         folder = os.path.dirname(path)
         files = [os.path.join(folder, name) for name in os.listdir(folder or ".")]
     else:
-        files = [os.path.join(root, name) for root, _, names in os.walk(path, followlinks=True) for name in names]
+        files = [os.path.join(root, name) for root, _, names in os.walk(Path(path), followlinks=True) for name in names]
     split = (os.path.splitext(file) for file in sorted(files, reverse=True))  # of two with a name the first one stays
     return {stem: stem + suffix for stem, suffix in split if suffix.lower() in VIDEO_SUFFIXES}
 

@@ -28,6 +28,8 @@ def open_trajectories(path: str, config: TrajectoryConfig | None = None) -> Traj
             return droid.Droid(path, config)
         if config.camera_frame:
             raise ConfigError(f"data source {path} has no extrinsics: camera_frame is for layout droid, not {layout}")
+        if os.path.isdir(path) and not _has_arrays(path):
+            raise ConfigError(f"data source {path} holds no file of arrays ({', '.join(sorted(SUFFIXES))})")
         if path.lower().endswith(".npz") and holds_many(path, config):
             return ManyEpisodes(path, config)
         return EpisodeFiles(path, config)

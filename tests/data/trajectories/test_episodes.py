@@ -118,6 +118,15 @@ def test_a_video_beside_of_another_rate_than_the_actions(tmp_path):
     assert "75 actions for 30 frames: it should have 29 or 30, or times of their own" in first_error(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["./x", "x", "x/", "x/sub/a.npz", "."])
+def test_videos_beside_are_found_however_the_folder_is_written(tmp_path, monkeypatch, path):
+    (tmp_path / "x/sub").mkdir(parents=True)
+    write_video(tmp_path / "x/sub/a.mp4", numbered(8), fps=10)
+    np.savez(tmp_path / "x/sub/a.npz", actions=steps(8, 2))
+    monkeypatch.chdir(tmp_path)
+    assert open_trajectories(path).length(0) == 8
+
+
 def test_cameras_in_videos_beside(tmp_path):
     for camera, tint in (("left", 10), ("right", 90)):
         write_video(tmp_path / f"a.{camera}.mp4", numbered(8, tint=tint), fps=10)
@@ -175,6 +184,8 @@ def test_files_that_are_no_arrays(tmp_path):
     (tmp_path / "a.h5").unlink()
     with pytest.raises(ConfigError, match=r"holds no episodes: looked for files of arrays \(\.h5, \.hdf5, \.npz\)"):
         opened(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds no file of arrays \(\.h5, \.hdf5, \.npz\)"):
+        opened(tmp_path, layout="episodes")
     with pytest.raises(ConfigError, match="nowhere does not exist"):
         opened(tmp_path / "nowhere")
     assert "does not say its frame rate: set trajectory.fps" in first_error(write_npz(tmp_path / "x", 1, fps=None))
