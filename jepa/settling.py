@@ -152,8 +152,8 @@ def _read_model(name: str) -> tuple[LatentActionConfig, EncoderConfig, ClipConfi
     kind = settings["objective"]["kind"]
     if kind != "latent_action":
         raise ConfigError(f"objective.model {name} was trained with objective {kind!r}, not 'latent_action'")
-    base = from_dict(LatentActionConfig, settings["objective"], "objective")
-    return base, from_dict(EncoderConfig, settings["encoder"], "encoder"), from_dict(ClipConfig, settings["clip"], "clip")
+    base, encoder = from_dict(LatentActionConfig, settings["objective"]), from_dict(EncoderConfig, settings["encoder"])
+    return base, encoder, from_dict(ClipConfig, settings["clip"])
 
 
 def data_widths(config: TrainConfig) -> tuple[int, int]:
