@@ -57,7 +57,7 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Page]:
         """``forward`` of the ``steps`` steps ``x`` that follow those of ``past``; also their own keys and values."""
         q, k, v, dtype = self._all(x, rope)
-        page = Page(k, v, steps)
+        page = Page(k.contiguous(), v.contiguous(), steps)  # views would keep the memory of q as well
         mixed = attend_steps(q, *joined((*past, page), len(x)), steps, window)
         return self.proj(mixed.flatten(2).to(dtype)), page
 

@@ -118,12 +118,21 @@ class Scaling(nn.Module):
             own.copy_(value)
 
     def actions(self, raw: Tensor) -> Tensor:
-        """``[..., A]``, normalised. An axis that never moves keeps its unit."""
+        """``[..., A]``, normalised. An axis that never moves keeps its unit. Raises ``ValueError`` for another width."""
+        _check_width("actions", raw, self.action_mean)
         return (raw.float() - self.action_mean) / _divisor(self.action_std)
 
     def states(self, raw: Tensor | None) -> Tensor | None:
-        """``[..., S]``, normalised."""
-        return None if raw is None else (raw.float() - self.state_mean) / _divisor(self.state_std)
+        """``[..., S]``, normalised. Raises ``ValueError`` for another width."""
+        if raw is None:
+            return None
+        _check_width("states", raw, self.state_mean)
+        return (raw.float() - self.state_mean) / _divisor(self.state_std)
+
+
+def _check_width(name: str, raw: Tensor, mean: Tensor) -> None:
+    if raw.shape[-1] != len(mean):
+        raise ValueError(f"{name} have {raw.shape[-1]} numbers, the model's have {len(mean)}")
 
 
 def _divisor(std: Tensor) -> Tensor:
