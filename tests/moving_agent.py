@@ -1,4 +1,4 @@
-"""Recorded episodes of a world that is quickly learned: a bright square moved by 2-d actions; its place is the state."""
+"""Recorded episodes of a world that is quickly learned: a bright square moved by 2-d actions; states are places."""
 
 from __future__ import annotations
 
