@@ -125,11 +125,12 @@ def write_results(
     results: dict[str, list[EpisodeResult]],
 ) -> None:  # fmt: skip
     """``results.json``: the table, the settings, and every episode."""
-    episodes: list[dict[str, Any]] = [
-        {"agent": name, "seed": r.seed, "success": r.success, "steps": r.steps, "ms": [round(t, 3) for t in r.ms_per_action]}
-        for name, found in results.items()
-        for r in found
-    ]  # fmt: skip
+
+    def row(agent: str, result: EpisodeResult) -> dict[str, Any]:
+        times = [round(ms, 3) for ms in result.ms_per_action]
+        return {"agent": agent, "seed": result.seed, "success": result.success, "steps": result.steps, "ms": times}
+
+    episodes = [row(name, result) for name, found in results.items() for result in found]
     about = {"model": str(args.model), "env": args.env, "seed": args.seed, "settings": to_dict(settings)}
     data = {**about, "agents": [asdict(summary) for summary in summaries], "episodes": episodes}
     write_bytes(out / "results.json", (json.dumps(data, indent=1) + "\n").encode())

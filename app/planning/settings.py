@@ -100,8 +100,8 @@ def read_image(path: str, size: tuple[int, int] | None, resize: bool) -> Frame:
     if size is not None and (picture.height, picture.width) != size:
         if not resize:
             raise PlanningError(
-                f"goal image {path} is {picture.height} x {picture.width} pixels, the frames are {size[0]} x {size[1]}: "
-                "give one of the same size, or add --resize-goal"
+                f"goal image {path} is {picture.height} x {picture.width} pixels, the frames are {size[0]} x "
+                f"{size[1]}: give one of the same size, or add --resize-goal"
             )
         picture = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.asarray(picture)

@@ -28,7 +28,7 @@ class PlannerConfig:
     Random: all rounds draw uniformly, and the best sample is taken.
     """
 
-    kind: Kind = "cem"
+    kind: str = "cem"  # a Kind; text, so that a wrong one gets a suggestion
     samples: int = 256
     iterations: int = 5
     horizon: int = 8

@@ -39,7 +39,7 @@ class Eyes:
     @torch.no_grad()
     def __call__(self, frames: NDArray[np.uint8]) -> Tensor:
         """uint8 ``[T, H, W, 3]`` to ``[T, n, D]``."""
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2)[None].to(self.device)
+        pixels = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(3, 0, 1, 2)[None].to(self.device)
         clip = self._transform(Batch(clip=pixels)).clip
         with mixed(self.precision, self.device):
             return self.model.encode(clip)[0]

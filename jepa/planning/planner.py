@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from jepa.planning.cem import cem, icem
-from jepa.planning.config import Kind, PlannerConfig
+from jepa.planning.config import PlannerConfig
 from jepa.planning.gradient import gradient
 from jepa.planning.mppi import mppi
 from jepa.planning.search import Cost, Plan, PlanningError, Search
 from jepa.planning.shooting import shooting
 from jepa.planning.space import ActionSpace
 
-PLANNERS: dict[Kind, Callable[[Search], Plan]] = {
+PLANNERS: dict[str, Callable[[Search], Plan]] = {
     "cem": cem, "mppi": mppi, "icem": icem, "gradient": gradient, "random": shooting,
 }  # fmt: skip
 
