@@ -29,7 +29,7 @@ def write_worlds(folder: Path, episodes: int = 4, length: int = 10, side: int = 
 
 
 def world_settings(folder: Path, **objective: Any) -> dict[str, Any]:
-    """Plain data for a ``TrainConfig``: 5 frames of 32 px, joint training with a regularizer; ``objective`` laid over."""
+    """Plain data for a ``TrainConfig``: 5 frames of 32 px, joint training, a regularizer; ``objective`` laid over."""
     data = folder / "worlds"
     if not data.exists():
         write_worlds(data)

@@ -118,7 +118,7 @@ class Scaling(nn.Module):
             own.copy_(value)
 
     def actions(self, raw: Tensor) -> Tensor:
-        """``[..., A]``, normalised. An axis that never moves keeps its unit. Raises ``ValueError`` for another width."""
+        """``[..., A]``, normalised; an axis that never moves keeps its unit. Raises ``ValueError`` for other widths."""
         _check_width("actions", raw, self.action_mean)
         return (raw.float() - self.action_mean) / _divisor(self.action_std)
 

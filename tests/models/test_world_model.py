@@ -29,11 +29,11 @@ def build(
         embed_dim=24, depth=2, num_heads=2, action_dim=action_dim, state_dim=state_dim, init="xavier"
     )
     predictor = ActionPredictor(config, head.dim, head.grid, RopeConfig())
-    model = WorldModel(encoder, head, predictor, Scaling(action_dim, state_dim), WorldConfig(latent=latent, **world), CLIP)
-    return model.eval()
+    scaling, settings = Scaling(action_dim, state_dim), WorldConfig(latent=latent, **world)
+    return WorldModel(encoder, head, predictor, scaling, settings, CLIP).eval()
 
 
-def trajectory(steps: int = 7, batch: int = 2, action_dim: int = 3, state_dim: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+def trajectory(steps: int = 7, batch: int = 2, action_dim: int = 3, state_dim: int = 4) -> tuple[Tensor, ...]:
     torch.manual_seed(2)
     return (
         torch.randn(batch, 3, steps, 64, 64), torch.randn(batch, steps - 1, action_dim),
@@ -203,7 +203,7 @@ def test_wrong_input_is_named() -> None:
         model.rollout(latents, actions)
     with pytest.raises(ValueError, match="actions have 2 numbers, the model's have 3"):
         model.begin(latents, actions[:, :2, :2], states[:, :3])
-    with pytest.raises(ValueError, match="latent.pool 5 x 5 is finer than the encoder's 4 x 4"):
+    with pytest.raises(ValueError, match=r"latent.pool 5 x 5 is finer than the encoder's 4 x 4"):
         build(LatentConfig(pool=(5, 5)))
     with pytest.raises(ValueError, match="window must be at least 1 step, not 0"):
         WorldConfig(window=0)
