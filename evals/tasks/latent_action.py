@@ -76,11 +76,10 @@ def measure_actions(config: EvalConfig) -> TaskResult:
     no actions, missing data, or fewer than two videos."""
     began, own = time.perf_counter(), config.latent_action
     with Run.start(config.device, config.precision) as run:
-        models = {TRAINED: open_model(config.run, run)}
-        for name in config.against:
-            if name in models:
-                raise ConfigError(f"against names {name!r} twice")
-            models[name] = open_model(name, run)
+        names = (TRAINED, *config.against)
+        if len(set(names)) < len(names):
+            raise ConfigError(f"against {list(config.against)} names a model twice")
+        models = {name: open_model(path, run) for name, path in zip(names, (config.run, *config.against), strict=True)}
         seconds, looked = {"models": time.perf_counter() - began}, dict[str, Looked]()
         sources = open_sources(config, models[TRAINED].objective.clip)
         began, true = time.perf_counter(), None
@@ -133,17 +132,16 @@ def look(name: str, model: RunModel, scenes: Scenes, own: LatentActionTask) -> L
 
 
 def with_bounds(looked: Sequence[Looked]) -> list[Looked]:
-    """``looked`` with ``between`` filled in, where a null and an unrestricted model of the same latents are there."""
+    """``looked`` with ``between`` filled in, where a null and an unrestricted model of the same latents are there (of
+    several the best one)."""
     result = []
     for part in looked:
-        ends = {
-            kind: other.row.inferred
-            for kind in ("null", "none")
-            for other in looked
-            if other.row.bottleneck == kind
-            and other.fingerprint == part.fingerprint
-            and np.isclose(other.row.copy, part.row.copy)  # the same head makes the same latents of the same clips
-        }
+        ends: dict[str, float] = {}
+        for other in looked:
+            same = other.fingerprint == part.fingerprint and np.isclose(other.row.copy, part.row.copy)  # same head, too
+            if same and other.row.bottleneck in ("null", "none"):
+                kind = other.row.bottleneck
+                ends[kind] = min(other.row.inferred, ends.get(kind, np.inf))
         if len(ends) == 2 and ends["null"] != ends["none"]:
             between = (ends["null"] - part.row.inferred) / (ends["null"] - ends["none"])
             part = part._replace(row=part.row._replace(between=between))
