@@ -70,7 +70,10 @@ def open_policy(name: str, task: GoalTask, rng: np.random.Generator) -> Policy:
     Raises ``TaskError`` for an unknown name.
     """
     if ":" in name:
-        policy = load_function(name, "policy")(task, rng)
+        try:
+            policy = load_function(name, "policy")(task, rng)
+        except TypeError as error:
+            raise TaskError(f"policy {name!r} must be a function of (task, rng): {error}") from None
         if not callable(policy):
             raise TaskError(f"policy {name!r} must return a function of the observation, not {type(policy).__name__}")
         return policy  # type: ignore[no-any-return]

@@ -97,8 +97,8 @@ class PushTTask:
             if _moved(begin, goal) >= self.config.min_push and goal[2:4].min() > 5 and goal[2:4].max() < FIELD - 5:
                 return self.reset_to(begin, goal)
         raise TaskError(
-            f"no push of {self.config.goal_steps} goal_steps moves the block by min_push {self.config.min_push}: make it "
-            "smaller, or goal_steps larger"
+            f"no push of {self.config.goal_steps} goal_steps moves the block by min_push {self.config.min_push}: make "
+            "it smaller, or goal_steps larger"
         )
 
     def reset_to(self, state: ArrayLike, goal_state: ArrayLike) -> Observation:

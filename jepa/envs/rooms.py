@@ -172,7 +172,7 @@ class RoomsWorld:
 
         Every row is moved by itself: a batch gives what its rows give one by one.
         """
-        bodies: Array = np.array(np.asarray(states).T, dtype=np.float64, order="C")  # [S, B]: a row for every coordinate
+        bodies: Array = np.array(np.asarray(states).T, dtype=np.float64, order="C")  # [S, B]: a row per coordinate
         push = np.minimum(np.maximum(np.asarray(actions, dtype=np.float64).T, -1.0), 1.0)
         push = push * (self.config.step_length / self.substeps)
         for _ in range(self.substeps):

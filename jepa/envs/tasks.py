@@ -27,7 +27,10 @@ def open_task(name: str, **options: Any) -> GoalTask:
         return PushTTask(pusht_config(options))
     _, colon, function = name.partition(":")
     if colon and function.isidentifier():
-        task = load_function(name, "environment")(**options)
+        try:
+            task = load_function(name, "environment")(**options)
+        except TypeError as error:
+            raise TaskError(f"environment {name!r} cannot be made with options {options}: {error}") from None
         missing = [member for member in _MEMBERS if not hasattr(task, member)]
         if missing:
             raise TaskError(f"environment {name!r} must return a GoalTask, but it has no {', '.join(missing)}")
