@@ -97,7 +97,7 @@ def make(name: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         except (gym_errors.Error, ModuleNotFoundError):
             raise TaskError(f"unknown environment {name!r}{_suggested(name)}") from None
     try:
-        return gymnasium.make(name, render_mode="rgb_array", **options)
+        return gymnasium.make(name, render_mode="rgb_array", disable_env_checker=True, **options)  # we look ourselves
     except gym_errors.DependencyNotInstalled as error:
         raise TaskError(f"environment {name!r} needs another package: {error}") from None
     except (TypeError, gym_errors.Error) as error:

@@ -7,7 +7,8 @@ from typing import Any
 from jepa.envs.base import GoalTask, Observation, SimulatedTask, TaskError
 from jepa.envs.gym_task import GymTask
 from jepa.envs.policies import load_function
-from jepa.envs.pusht import PUSHT, PushTTask, pusht_config
+from jepa.envs.pusht import PushTTask, pusht_config
+from jepa.envs.pusht_table import PUSHT
 from jepa.envs.rooms_env import RoomsTask, rooms_config
 
 __all__ = ["GoalTask", "Observation", "SimulatedTask", "TaskError", "open_task"]

@@ -9,7 +9,7 @@ from jepa.envs.base import Observation
 
 
 class Line:
-    """A dot on a line of 16 pixels; it moves by the action and the goal is pixel 12. Ends by itself after ``length``."""
+    """A dot on a line of 16 pixels, moved by the action; its goal is pixel 12. Ends by itself after ``length``."""
 
     fps = 5.0
     state_names = ("place",)

@@ -1,4 +1,4 @@
-"""The rooms as an environment and as a task: gymnasium's own checks, seeds, goals, pictures, the simulator's answers."""
+"""The rooms as an environment and a task: gymnasium's own checks, seeds, goals, pictures, the simulator's answers."""
 
 from __future__ import annotations
 
@@ -194,7 +194,10 @@ def test_wrong_actions_and_uses() -> None:
             "an action of this environment has 2 numbers, not the shape [3]",
         ),
         (lambda: task.step([0, np.nan]), "action [0.0, nan] is not a number"),
-        (lambda: task.simulate(np.zeros(4), np.zeros((2, 3, 1))), "actions to simulate must be [N, H, 2], not [2, 3, 1]"),
+        (
+            lambda: task.simulate(np.zeros(4), np.zeros((2, 3, 1))),
+            "actions to simulate must be [N, H, 2], not [2, 3, 1]",
+        ),
         (
             lambda: task.simulate(np.zeros(4), np.array([[[0, 0], [np.nan, 0]]])),
             "actions to simulate are not numbers in sequence 0 at step 1",
