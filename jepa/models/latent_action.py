@@ -57,6 +57,7 @@ class InverseDynamics(nn.Module):
         dim = config.embed_dim
         self.config, self.num_tokens = config, num_tokens
         self.embed = Linear(latent_dim, dim)
+        self.change = Linear(latent_dim, dim)  # to see at once what attention would have to find out: what moved
         self.readout = nn.Parameter(torch.empty(dim))
         self.places = nn.Parameter(torch.empty(num_tokens, dim))
         blocks = config.depth * (2 if config.attention == "factorised" else 1)
@@ -88,7 +89,8 @@ class InverseDynamics(nn.Module):
     def _features(self, rows: Tensor) -> Tensor:
         """Rows ``[R, S, n, D]`` to the read-out of every frame ``[R, S, P]``, which saw no later one."""
         count, frames = rows.shape[:2]
-        x = self.embed(rows) + self.places
+        before = torch.cat((rows[:, :1], rows[:, :-1]), dim=1)
+        x = self.embed(rows) + self.change(rows - before) + self.places
         x = torch.cat((self.readout.expand(count, frames, 1, -1).to(x.dtype), x), dim=2)  # [R, S, 1 + n, P]
         time = sincos_1d(torch.arange(frames, device=rows.device), x.shape[-1])
         x = x + time[:, None].to(x.dtype)

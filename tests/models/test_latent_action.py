@@ -60,7 +60,9 @@ def test_pairs_equal_a_dense_mask() -> None:
     """The read-out of the second frame, with attention written out over all tokens of both frames."""
     model, x = dynamics(depth=1), latents()[:, :2]
     config = model.config
-    place = torch.cat((model.readout.expand(2, 2, 1, -1), model.embed(x) + model.places), dim=2)
+    change = torch.stack((torch.zeros_like(x[:, 0]), x[:, 1] - x[:, 0]), dim=1)
+    tokens = model.embed(x) + model.change(change) + model.places
+    place = torch.cat((model.readout.expand(2, 2, 1, -1), tokens), dim=2)
     angle = 10000.0 ** (-torch.arange(12) / 12)  # of frame 1; frame 0 has sines of 0
     time = torch.stack((torch.cat((torch.zeros(12), torch.ones(12))), torch.cat((angle.sin(), angle.cos()))))
     tokens = (place + time[:, None]).flatten(1, 2)
