@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from eval_layouts import LAYOUTS
+from made_worlds import write_worlds
 from support import tiny_settings, write_clips
 
 from evals.main import evaluate
@@ -48,7 +49,23 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "progress": "off", "tensorboard": False,
         },
     }  # fmt: skip
+    if settings["objective"]["kind"] == "world_model":
+        toy = merge(toy, toy_world(settings, folder))
     return merge(settings, toy)
+
+
+def toy_world(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What else is small in a world model: its data, whose widths are found, a short rollout, and, in the place of a
+    frozen encoder of a billion weights, one that is trained along."""
+    own = settings["objective"]
+    joint: dict[str, Any] = {"encoder_from": None, "momentum": [0.99, 1.0]} if own.get("encoder_from") else {}
+    return {
+        "data": {"sources": [{"path": str(write_worlds(folder / "worlds", length=16)), "trajectory": {}}]},
+        "objective": {
+            **joint, "rollout_steps": min(own.get("rollout_steps", 2), 2), "state_update": "none",
+            "predictor": {"action_dim": None, "state_dim": 0 if own["predictor"].get("state_dim") == 0 else None},
+        },
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.relative_to(CONFIGS).as_posix())
