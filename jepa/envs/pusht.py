@@ -78,7 +78,7 @@ class PushTTask:
         self._steps = 0
 
     def reset(self, seed: int) -> Observation:
-        """A start, and a goal ``goal_steps`` later on one trajectory of the pushing policy; the same for the same seed."""
+        """A start, and a goal ``goal_steps`` later on a trajectory of the pushing policy; one seed, one episode."""
         rng = np.random.default_rng([seed, 29])
         for _ in range(TRIES):
             self.table.shuffle(int(rng.integers(2**31)))
