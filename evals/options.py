@@ -22,6 +22,7 @@ _PLAIN = {  # options whose value is that of a config key
     "cache_gb": "cache_gb", "memory_gb": "memory_gb", "out": "out", "sweep_layers": "sweep_layers",
     "pairs": "watching.pairs", "window_frames": "watching.num_frames", "clip_fps": "watching.clip_fps",
     "mask_token": "watching.mask_token", "measure": "watching.measure",
+    "env": "world_model.env", "episodes": "world_model.episodes",
 }  # fmt: skip
 _WORDS = ("labels", "baselines", "few_shot", "allow")  # lists with commas
 
@@ -68,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     physics.add_argument("--clip-fps", type=float, help="frames per second of the windows (default: the model's)")
     physics.add_argument("--mask-token", type=int, help="which of the predictor's (default: 0)")
     physics.add_argument("--measure", choices=("l1", "smooth_l1", "cosine"), help="of surprise (default: l1)")
+    world = parser.add_argument_group("task world_model", "--data FOLDER of recorded episodes (default: the run's own)")
+    world.add_argument("--env", help="also plan there: rooms, a gymnasium id, or MODULE:FUNCTION")
+    world.add_argument("--episodes", type=int, help="episodes of every agent in --env (default: 50)")
 
 
 def _add_data(group: Any) -> None:
@@ -160,6 +164,8 @@ def _lay_data(result: dict[str, Any], given: Mapping[str, Any]) -> None:
     """Sources or a data set: what is named on the command line takes the place of the other in the file."""
     from jepa.config import ConfigError
 
+    if "data" in given and "dataset" not in given and result.get("task") == "world_model":
+        given = {name: value for name, value in given.items() if name != "data"} | {"test": given["data"]}
     if {"train", "test"} & given.keys() and "dataset" not in given:
         result.pop("dataset", None)
     if "dataset" in given:

@@ -16,6 +16,7 @@ from evals.task_configs import (
     LatentActionTask,
     RetrievalConfig,
     TrackingConfig,
+    WorldModelTask,
 )
 from evals.watching import Watching
 from jepa.data.sources import SourceConfig
@@ -23,7 +24,7 @@ from jepa.data.transforms import AugmentConfig
 
 BASELINES = ("random", "pixels")
 Allowance = Literal["leak", "unseen_classes"]
-UNPROBED = ("physics", "retrieval", "tracking", "latent_action")  # tasks that fit no probe
+UNPROBED = ("physics", "retrieval", "tracking", "latent_action", "world_model")  # tasks that fit no probe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +58,8 @@ class EvalConfig:
     for the features of a model without a run (``None``: see ``evals.subjects.home``).
     ``watching``: how the task "physics" watches videos; its pairs come from ``dataset``, ``test``, or the built-in
     world.
-    ``anticipation``, ``retrieval``, ``tracking``, ``dense``, ``latent_action``: settings of the tasks of these names.
+    ``anticipation``, ``retrieval``, ``tracking``, ``dense``, ``latent_action``, ``world_model``: settings of the tasks
+    of these names.
     """
 
     run: str
@@ -98,6 +100,7 @@ class EvalConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
     latent_action: LatentActionTask = field(default_factory=LatentActionTask)
+    world_model: WorldModelTask = field(default_factory=WorldModelTask)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.baselines) - set(BASELINES))

@@ -5,13 +5,15 @@ On the command line ``jepa eval MODEL --task TASK --set TASK.KEY=VALUE``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from jepa.config import ConfigError
 from jepa.job import EncodeOptions
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder
+from jepa.planning.config import PlannerConfig
+from jepa.planning.energy import EnergyConfig
 from jepa.types import Fit
 
 Degrade = Literal["crop", "noise", "brightness", "shift", "combined"]
@@ -186,3 +188,39 @@ class LatentActionTask:
             raise ValueError(f"latent_action.clips must be at least 2 and draws at least 1: {self.clips}, {self.draws}")
         if not self.labels or min(self.labels) < 2:
             raise ValueError(f"latent_action.labels must be numbers of at least 2, not {list(self.labels)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldModelTask:
+    """``horizons``: how many steps ahead (empty: 1, 2, 4, ... as far as half of the test episodes go, up to 64), after
+    ``context`` given frames (None: as many as the run's own rollouts began from, else 1), in up to ``windows`` windows
+    of every test episode; errors by ``measure``. At most ``test_episodes`` are reported on, and ``fit_episodes`` teach
+    the readout of states. ``seed``: of splits, planners and the starts and goals of episodes.
+
+    ``env``: also act there, with ``env_options``, in ``episodes`` episodes of at most ``max_steps`` (None: until the
+    environment ends them), by ``planner`` and ``energy``; beside the ``agents``.
+    """
+
+    horizons: tuple[int, ...] = ()
+    context: int | None = None
+    windows: int = 4
+    measure: Literal["l1", "mse"] = "l1"
+    test_episodes: int = 128
+    fit_episodes: int = 256
+    env: str | None = None
+    env_options: dict[str, Any] = field(default_factory=dict)
+    episodes: int = 50
+    max_steps: int | None = None
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    agents: tuple[Literal["random", "simulator"], ...] = ("random", "simulator")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {"windows": 1, "test_episodes": 2, "fit_episodes": 2, "episodes": 1, "context": 1, "max_steps": 1}
+        for name, value in least.items():
+            given = getattr(self, name)
+            if given is not None and given < value:
+                raise ValueError(f"world_model.{name} must be at least {value}, not {given}")
+        if min(self.horizons, default=1) < 1:
+            raise ValueError(f"world_model.horizons must be at least 1 step, not {list(self.horizons)}")

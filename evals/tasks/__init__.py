@@ -13,6 +13,7 @@ from evals.tasks.physics import judge_physics
 from evals.tasks.retrieval import retrieve
 from evals.tasks.tracking import track
 from evals.tasks.video import classify_videos
+from evals.tasks.world_model import measure_world_model
 
 TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {
     "video": classify_videos,
@@ -23,4 +24,5 @@ TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {
     "tracking": track,
     "dense": predict_densely,
     "latent_action": measure_actions,
+    "world_model": measure_world_model,
 }
