@@ -68,7 +68,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['model']} ({row['bottleneck']})", [part["labels"] for part in row["agreement"]],
             [part["r2"] for part in row["agreement"]], [part["spread"] for part in row["agreement"]],
         )
-        for row in rows if row["agreement"] and row["bottleneck"] != "null"
+        for row in rows if row["agreement"] and row["bottleneck"] != "zero"
     ]  # fmt: skip
     if not lines:
         return ""

@@ -1,6 +1,6 @@
 """What inferred actions are worth: six measures of a run of objective latent_action, beside others' (``against``).
 
-A run with the bottleneck "null" among them gives the lower end of prediction, one with "none" the upper end.
+A run with the bottleneck "zero" among them gives the lower end of prediction, one with "none" the upper end.
 Definitions: ``evals.latent_actions.measures`` and ``evals.latent_actions.agreement``, docs/latent_actions.md.
 """
 
@@ -30,7 +30,7 @@ from jepa.distributed import Run
 
 class LatentActionRow(NamedTuple):
     """One model. Errors are mean absolute errors of latents, one step ahead; ``measures.Errors`` says with which
-    action. ``between``: where ``inferred`` lies from the null model's error (0) to the unrestricted one's (1), None
+    action. ``between``: where ``inferred`` lies from the zero model's error (0) to the unrestricted one's (1), None
     unless both are there and all three see the same latents.
 
     ``controllability``, ``leakage``, ``cycle`` (ratio), ``perplexity``: see ``measures``; the last is None without
@@ -132,18 +132,18 @@ def look(name: str, model: RunModel, scenes: Scenes, own: LatentActionTask) -> L
 
 
 def with_bounds(looked: Sequence[Looked]) -> list[Looked]:
-    """``looked`` with ``between`` filled in, where a null and an unrestricted model of the same latents are there (of
+    """``looked`` with ``between`` filled in, where a zero and an unrestricted model of the same latents are there (of
     several the best one)."""
     result = []
     for part in looked:
         ends: dict[str, float] = {}
         for other in looked:
             same = other.fingerprint == part.fingerprint and np.isclose(other.row.copy, part.row.copy)  # same head, too
-            if same and other.row.bottleneck in ("null", "none"):
+            if same and other.row.bottleneck in ("zero", "none"):
                 kind = other.row.bottleneck
                 ends[kind] = min(other.row.inferred, ends.get(kind, np.inf))
-        if len(ends) == 2 and ends["null"] != ends["none"]:
-            between = (ends["null"] - part.row.inferred) / (ends["null"] - ends["none"])
+        if len(ends) == 2 and ends["zero"] != ends["none"]:
+            between = (ends["zero"] - part.row.inferred) / (ends["zero"] - ends["none"])
             part = part._replace(row=part.row._replace(between=between))
         result.append(part)
     return result
@@ -162,7 +162,7 @@ def draw(looked: Mapping[str, Looked], true: NDArray[np.float64] | None, own: La
     panels = [
         Panel(f"{name} ({part.row.bottleneck})", part.actions, part.ids, len(part.row.usage))
         for name, part in looked.items()
-        if part.row.bottleneck != "null"
+        if part.row.bottleneck != "zero"
     ]
     return draw_panels(panels, classes, names) if panels else b""
 
@@ -171,7 +171,7 @@ def table(rows: Sequence[LatentActionRow]) -> str:
     """Markdown: a line per model."""
     counts = [part["labels"] for part in rows[0].agreement]
     head = [
-        "model", "bottleneck", "error", "copy", "error / copy", "between null and none", "controllability", "leakage",
+        "model", "bottleneck", "error", "copy", "error / copy", "between zero and none", "controllability", "leakage",
         "cycle", "perplexity", *(f"R2, {count} labels" for count in counts), "code information",
     ]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

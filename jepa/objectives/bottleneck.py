@@ -108,17 +108,17 @@ class NoneConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NullConfig:
+class ZeroConfig:
     """Always 0: prediction without actions, the lower bound."""
 
-    kind: Literal["null"] = "null"
+    kind: Literal["zero"] = "zero"
     dim: int = 1
 
     def __post_init__(self) -> None:
         _check_dim(self.dim)
 
 
-BottleneckConfig = VqConfig | NoisyConfig | SparseConfig | NoneConfig | NullConfig
+BottleneckConfig = VqConfig | NoisyConfig | SparseConfig | NoneConfig | ZeroConfig
 
 
 def _check_dim(dim: int) -> None:
@@ -141,14 +141,14 @@ class Bottleneck(nn.Module):
     def __init__(self, config: BottleneckConfig, in_dim: int) -> None:
         super().__init__()
         self.config, self.dim = config, config.dim
-        width = {"noisy": 2 * config.dim, "null": 0}.get(config.kind, config.dim)
+        width = {"noisy": 2 * config.dim, "zero": 0}.get(config.kind, config.dim)
         self.proj = Linear(in_dim, width) if width else None
         self.codebook = Codebook(
             config.num_codes, config.dim, config.warmup, config.update, config.decay, config.revive_below, config.pool
         ) if isinstance(config, VqConfig) else None  # fmt: skip
 
     def forward(self, features: Tensor) -> Squeezed:
-        """``features`` ``[..., P]``, of which "null" looks at the shape only."""
+        """``features`` ``[..., P]``, of which "zero" looks at the shape only."""
         config = self.config
         if self.proj is None:
             zeros = features.new_zeros((*features.shape[:-1], self.dim), dtype=torch.float32)

@@ -47,8 +47,8 @@ class ControllerConfig:
             raise ValueError("model must name a run of the objective latent_action")
         if self.labels < 2 or self.batch < 1:
             raise ValueError(f"labels must be at least 2 and batch at least 1, not {self.labels} and {self.batch}")
-        if self.base is not None and self.base.bottleneck.kind == "null":
-            raise ValueError(f"model {self.model} has the bottleneck 'null': there are no actions to be controlled by")
+        if self.base is not None and self.base.bottleneck.kind == "zero":
+            raise ValueError(f"model {self.model} has the bottleneck 'zero': there are no actions to be controlled by")
 
 
 class ControllerObjective(LatentActionObjective):

@@ -71,7 +71,7 @@ class LatentActionObjective(WorldModelObjective):
             )
         super().__init__(config, encoder, clip, num_families)
         self.inverse = None
-        if config.bottleneck.kind != "null":
+        if config.bottleneck.kind != "zero":
             self.inverse = InverseDynamics(config.inverse, self.head.dim, self.head.grid.size)
         self.bottleneck = Bottleneck(config.bottleneck, config.inverse.embed_dim)
 

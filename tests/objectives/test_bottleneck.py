@@ -17,9 +17,9 @@ from jepa.objectives.bottleneck import (
     BottleneckConfig,
     NoisyConfig,
     NoneConfig,
-    NullConfig,
     SparseConfig,
     VqConfig,
+    ZeroConfig,
     perplexity,
 )
 from jepa.objectives.kmeans import nearest
@@ -43,7 +43,7 @@ def test_none_is_a_projection_and_null_says_nothing() -> None:
     found = free(x)
     torch.testing.assert_close(found.z, x @ free.proj.weight.T + free.proj.bias)
     assert (float(found.loss), found.terms) == (0, {})
-    null = bottleneck(NullConfig(dim=2))
+    null = bottleneck(ZeroConfig(dim=2))
     assert torch.equal(null(x).z, torch.zeros(32, 3, 2))
     assert list(null.parameters()) == []
 

@@ -15,7 +15,7 @@ from jepa.models.encoder import EncoderConfig
 from jepa.models.latent_action import ControllerNetConfig, InverseDynamicsConfig
 from jepa.models.world_model import LatentConfig
 from jepa.objectives import ControllerConfig, ControllerObjective, LatentActionConfig, VarianceCovarianceConfig
-from jepa.objectives.bottleneck import BottleneckConfig, NoneConfig, NullConfig, VqConfig
+from jepa.objectives.bottleneck import BottleneckConfig, NoneConfig, VqConfig, ZeroConfig
 from jepa.objectives.controller import transition_keys
 from jepa.tensorfiles import read_torch_file
 from jepa.train import TrainConfig, fit
@@ -130,7 +130,7 @@ def test_codes() -> None:
     assert model.controller.codes is not None
     assert torch.equal(model.controller.codes, model.codes)
     assert all((row == model.codes).all(dim=1).any() for row in model.wanted)  # inferred actions are codes
-    assert float(found.total) < 3  # nats
+    assert found.total.item() < 3  # nats
     with pytest.raises(
         ConfigError, match=r"model runs/la: its codes have not begun \(bottleneck.warmup\): train it on"
     ):
@@ -180,8 +180,8 @@ def test_refused() -> None:
         ControllerConfig()
     with pytest.raises(ValueError, match="labels must be at least 2 and batch at least 1, not 1 and 256"):
         ControllerConfig(model="runs/la", labels=1)
-    with pytest.raises(ValueError, match="model runs/la has the bottleneck 'null': there are no actions"):
-        ControllerConfig(model="runs/la", base=base(NullConfig()))
+    with pytest.raises(ValueError, match="model runs/la has the bottleneck 'zero': there are no actions"):
+        ControllerConfig(model="runs/la", base=base(ZeroConfig()))
     with pytest.raises(ConfigError, match=r"objective\.model is not settled"):
         ControllerObjective(ControllerConfig(model="runs/la"), ENCODER, CLIP, 0)
     data = batch()

@@ -16,7 +16,7 @@ from jepa.models.encoder import EncoderConfig
 from jepa.models.latent_action import InverseDynamicsConfig
 from jepa.models.world_model import LatentConfig
 from jepa.objectives import LatentActionConfig, LatentActionObjective, VarianceCovarianceConfig
-from jepa.objectives.bottleneck import BottleneckConfig, NoisyConfig, NoneConfig, NullConfig, SparseConfig, VqConfig
+from jepa.objectives.bottleneck import BottleneckConfig, NoisyConfig, NoneConfig, SparseConfig, VqConfig, ZeroConfig
 from jepa.tensorfiles import read_torch_file
 from jepa.train import TrainConfig, fit
 from jepa.types import Batch, ClipConfig
@@ -26,7 +26,7 @@ CLIP = ClipConfig(num_frames=4, fps=5.0, crop_size=32)
 ENCODER = EncoderConfig(embed_dim=24, depth=1, num_heads=2, patch_size=16, tubelet_size=1)
 KINDS: list[BottleneckConfig] = [
     VqConfig(num_codes=4, dim=3), VqConfig(num_codes=4, dim=3, update="loss"), NoisyConfig(dim=3), SparseConfig(dim=3),
-    NoneConfig(dim=3), NullConfig(),
+    NoneConfig(dim=3), ZeroConfig(),
 ]  # fmt: skip
 
 
@@ -76,14 +76,14 @@ def test_every_trainable_parameter_gets_gradient(bottleneck: BottleneckConfig) -
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None, name
             quiet = name == "bottleneck.codebook.codes" and step == 0  # still continuous
-            quiet |= bottleneck.kind == "null" and name == "predictor.action_encoder.weight"
+            quiet |= bottleneck.kind == "zero" and name == "predictor.action_encoder.weight"
             assert quiet or parameter.grad.any(), name
         model.after_step((step + 1) / 2)
     assert list(found.terms) == list(model(batch(5), 0.9).terms)  # the log has the same columns throughout
 
 
 def test_null_has_no_inverse_dynamics_and_its_prediction_no_action() -> None:
-    model = objective(NullConfig())
+    model = objective(ZeroConfig())
     assert model.inverse is None
     latents = model.learner.encode(batch().clip)
     assert torch.equal(model.infer(latents).z, torch.zeros(4, 3, 1))

@@ -45,7 +45,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     write_agent(folder / "data", episodes=8)
     first = train(folder, "none", {"kind": "none", "dim": 3})
-    train(folder, "null", {"kind": "null"}, encoder_from=str(first))
+    train(folder, "zero", {"kind": "zero"}, encoder_from=str(first))
     train(folder, "vq", {"kind": "vq", "num_codes": 3, "dim": 4, "warmup": 0.5}, encoder_from=str(first))
     train(folder, "free", {"kind": "none", "dim": 3}, encoder_from=str(first))
     return folder
@@ -58,11 +58,11 @@ def config(runs: Path, **changes: Any) -> EvalConfig:
 
 
 def test_the_whole_panel(runs: Path) -> None:
-    others = (str(runs / "null"), str(runs / "free"), str(runs / "none"))
+    others = (str(runs / "zero"), str(runs / "free"), str(runs / "none"))
     results = evaluate(config(runs, against=others))
     rows = {Path(row["model"]).name: row for row in results["rows"]}
-    assert [row["bottleneck"] for row in rows.values()] == ["vq", "null", "none", "none"]
-    vq, null, free = rows["trained"], rows["null"], rows["free"]
+    assert [row["bottleneck"] for row in rows.values()] == ["vq", "zero", "none", "none"]
+    vq, null, free = rows["trained"], rows["zero"], rows["free"]
     assert (vq["clips"], vq["transitions"], len(vq["usage"])) == (12, 36, 3)
     assert sum(vq["usage"]) == pytest.approx(1)
     assert 1 <= vq["perplexity"] <= 3
@@ -117,7 +117,7 @@ def test_video_without_actions(runs: Path, tmp_path: Path) -> None:
 
 
 def test_bounds_need_the_same_latents(runs: Path) -> None:
-    results = evaluate(config(runs, against=(str(runs / "null"), str(runs / "free"))))
+    results = evaluate(config(runs, against=(str(runs / "zero"), str(runs / "free"))))
     from evals.tasks.latent_action import LatentActionRow
 
     looked = [
