@@ -139,9 +139,17 @@ def _draw(figure: Any, cell: Any, found: Landscape, title: str, point: str) -> N
     image = cell.imshow(found.energy, origin="lower", extent=extent, aspect="auto", cmap="viridis")
     row, column = np.unravel_index(found.energy.argmin(), found.energy.shape)
     cell.scatter(*found.plan, marker="x", color="red", s=60, label=point)
-    cell.scatter(found.x[column], found.y[row], facecolors="none", edgecolors="white", s=60, label="least of the grid")
+    cell.scatter(
+        found.x[column],
+        found.y[row],
+        facecolors="none",
+        edgecolors="white",
+        s=60,
+        clip_on=False,
+        label="least of the grid",
+    )
     cell.set_title(title, color=INK, fontsize=9)
     cell.set_xlabel(f"action {found.axes[0]}", color=INK, fontsize=8)
     cell.set_ylabel(f"action {found.axes[1]}", color=INK, fontsize=8)
-    cell.legend(fontsize=7, loc="upper right")
+    cell.legend(fontsize=7, loc="best", facecolor="lightgrey")
     figure.colorbar(image, ax=cell)
