@@ -23,6 +23,7 @@ from jepa.objectives.ema import ema_distance
 from jepa.objectives.horizons import horizon_errors
 from jepa.objectives.masked import MaskedObjective, gather_tokens
 from jepa.objectives.pixels import PixelsObjective
+from jepa.objectives.policy import PolicyObjective
 from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import Batch, ClipConfig, TokenGrid
 
@@ -65,10 +66,13 @@ class CollapseMonitor:
         out accuracy) and ``knn_chance`` where labels exist. Where hidden places are predicted ``error``,
         ``error_mean_target``, ``error_context_mean`` and ``skill`` (see ``prediction_errors``). Without a target
         encoder of its own (pixels) there is neither ``online_...`` nor ``ema_distance``. Of a world model: spread and
-        ranks of the latents of single frames, and the errors of ``horizon_errors``.
+        ranks of the latents of single frames, and the errors of ``horizon_errors``. Of a policy: the latents'
+        spread, and the energies of its rollouts.
         """
         if isinstance(objective, WorldModelObjective):
             return world_values(objective, batch)
+        if isinstance(objective, PolicyObjective):
+            return policy_values(objective, batch)
         tokens = encode_in_chunks(objective.target_encoder, batch.clip)
         values = feature_statistics(tokens)
         if batch.label is not None and bool((batch.label >= 0).any()):
@@ -105,6 +109,12 @@ def world_values(objective: WorldModelObjective, batch: Batch) -> dict[str, Tens
         context = objective.config.rollout_context
         values |= horizon_errors(world, latents, batch.actions, batch.states, objective.error, context)
     return values
+
+
+def policy_values(objective: PolicyObjective, batch: Batch) -> dict[str, Tensor]:
+    """What is measured of a policy; the latents, which are frozen, are those of its world model."""
+    latents = torch.cat([objective.world_model.encode(part) for part in batch.clip.split(_CHUNK)])
+    return feature_statistics(latents.flatten(0, 1)) | objective.measure(latents, batch.states)
 
 
 def encode_in_chunks(encoder: ClipEncoder, clip: Tensor) -> Tensor:
@@ -194,7 +204,7 @@ def pictures(objective: Objective, batch: Batch, clip: ClipConfig, clips: int = 
     """``masks``: one clip over time, then what each mask family leaves of it. ``pca``: ``clips`` clips over time, each
     above the first three principal components of its patch features. uint8 ``[H, W, 3]``, time runs to the right."""
     chosen = batch.clip[:clips]
-    if isinstance(objective, WorldModelObjective):
+    if isinstance(objective, WorldModelObjective | PolicyObjective):
         grid = objective.head.cells._replace(t=chosen.shape[2])
         tokens = encode_frames(objective.target_encoder, chosen).flatten(1, 2)
     else:

@@ -31,13 +31,14 @@ from jepa.distributed import Run
 from jepa.load import load
 from jepa.masks import build_masks
 from jepa.models.recompute import set_recompute
-from jepa.objectives import ControllerObjective, Objective, WorldModelConfig, build_objective
+from jepa.objectives import ControllerObjective, Objective, PolicyObjective, WorldModelConfig, build_objective
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
 from jepa.precision import convert_to_float8
 from jepa.sharded_checkpoint import ShardedTensors, numbered
 from jepa.sharding import build_sharded, exchange_gradients, is_sharded, optimizer_room, put
 from jepa.tensorfiles import load_strictly, refuse_misfits
 from jepa.types import Batch
+from jepa.world_model import load_world_model
 
 if TYPE_CHECKING:
     from jepa.train import TrainConfig
@@ -142,8 +143,8 @@ def load_weights(session: Session, tensors: Mapping[str, Tensor], path: Path) ->
 
 
 def load_frozen(session: Session) -> None:
-    """The weights of a frozen encoder, or of the model under a controller, where the objective takes them from
-    elsewhere."""
+    """The weights of a frozen encoder, or of the model under a controller or a policy, where the objective takes them
+    from elsewhere."""
     objective = session.config.objective
     if isinstance(session.objective, ControllerObjective):
         path = find_checkpoint(session.objective.control.model)
@@ -151,6 +152,13 @@ def load_frozen(session: Session) -> None:
         weights = load_checkpoint(path, mmap=True)["objective"]
         refuse_misfits(inherited, weights.empty if isinstance(weights, ShardedTensors) else weights, path)
         fill(inherited, weights)
+        return
+    if isinstance(session.objective, PolicyObjective):
+        name = session.objective.config.model
+        inherited, world = session.objective.inherited_state(), load_world_model(name).state_dict()
+        refuse_misfits(inherited, world, name)
+        fill(inherited, world)
+        session.objective.set_bounds()
         return
     if not isinstance(objective, WorldModelConfig) or objective.encoder_from is None:
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jepa.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
@@ -18,7 +18,14 @@ from jepa.data.settings import open_data
 from jepa.load import load
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.timm_config import TimmConfig
-from jepa.objectives import OBJECTIVES, ControllerConfig, LatentActionConfig, WorldModelConfig
+from jepa.objectives import (
+    OBJECTIVES,
+    ControllerConfig,
+    LatentActionConfig,
+    PolicyBase,
+    PolicyConfig,
+    WorldModelConfig,
+)
 from jepa.objectives.world_config import FrozenConfig
 from jepa.tensorfiles import CheckpointError
 from jepa.types import ClipConfig
@@ -43,7 +50,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     Raises ``ConfigError`` where the config says something else than the encoder or the data.
     """
     objective = config.objective
-    if not isinstance(objective, WorldModelConfig | ControllerConfig):
+    if not isinstance(objective, WorldModelConfig | ControllerConfig | PolicyConfig):
         return config
     conditioned = OBJECTIVES[objective.kind][1].takes_trajectories
     if conditioned and config.augment.flip > 0:
@@ -53,6 +60,8 @@ def settled(config: TrainConfig) -> TrainConfig:
     earlier = _earlier(config)
     if isinstance(objective, ControllerConfig):
         return _with_model(config, objective, earlier)
+    if isinstance(objective, PolicyConfig):
+        return _with_policy(config, objective, earlier)
     config = _with_encoder(config, objective, earlier)
     return _with_widths(config, earlier) if conditioned else config
 
@@ -129,31 +138,66 @@ def _with_model(config: TrainConfig, objective: ControllerConfig, earlier: Train
     else:
         base, encoder, own = _read_model(objective.model)
         width = None
-    if config.encoder not in (EncoderConfig(), encoder):
-        raise ConfigError(f"objective.model {objective.model} has another encoder: leave the section encoder out")
-    plain, clip = ClipConfig(num_frames=1), replace(own, num_frames=config.clip.num_frames)
-    for field in fields(ClipConfig):
-        given, wanted = getattr(config.clip, field.name), getattr(clip, field.name)
-        if given not in (wanted, getattr(plain, field.name)):
-            raise ConfigError(
-                f"clip.{field.name} is {given}, but objective.model {objective.model} was trained with {wanted}"
-            )
-    config = replace(config, encoder=encoder, clip=clip)
+    config = _with_parts(config, objective.model, encoder, own)
     width = data_widths(config)[0] if width is None else width
     return replace(config, objective=replace(objective, base=base, action_dim=width))
 
 
 def _read_model(name: str) -> tuple[LatentActionConfig, EncoderConfig, ClipConfig]:
     """Of a latent_action run. Raises ``ConfigError`` for another one."""
-    try:
-        settings = load_checkpoint(find_checkpoint(name), mmap=True)["config"]
-    except CheckpointError as error:
-        raise ConfigError(f"objective.model: {error}") from None
+    settings = _stored(name)
     kind = settings["objective"]["kind"]
     if kind != "latent_action":
         raise ConfigError(f"objective.model {name} was trained with objective {kind!r}, not 'latent_action'")
     base, encoder = from_dict(LatentActionConfig, settings["objective"]), from_dict(EncoderConfig, settings["encoder"])
     return base, encoder, from_dict(ClipConfig, settings["clip"])
+
+
+def _with_policy(config: TrainConfig, objective: PolicyConfig, earlier: TrainConfig | None) -> TrainConfig:
+    """What ``objective.model`` is; its encoder and clip take the place of the config's own."""
+    known = None if earlier is None else earlier.objective
+    if earlier is not None and isinstance(known, PolicyConfig) and known.model == objective.model:
+        base, encoder = known.base, earlier.encoder
+    else:
+        base, encoder = _read_base(objective.model)
+    assert base is not None, "a run's config.yaml is settled"
+    config = _with_parts(config, objective.model, encoder, base.clip)
+    return replace(config, objective=replace(objective, base=base))
+
+
+def _read_base(name: str) -> tuple[PolicyBase, EncoderConfig]:
+    """Of a world_model or controller run. Raises ``ConfigError`` for another one."""
+    settings = _stored(name)
+    kinds = {"world_model": WorldModelConfig, "controller": ControllerConfig}
+    kind = settings["objective"]["kind"]
+    if kind not in kinds:
+        raise ConfigError(
+            f"objective.model {name} was trained with objective {kind!r}, not 'world_model' or 'controller'"
+        )
+    objective: WorldModelConfig | ControllerConfig = from_dict(kinds[kind], settings["objective"], "objective")
+    clip = from_dict(ClipConfig, settings["clip"], "clip")
+    return PolicyBase(objective=objective, clip=clip), from_dict(EncoderConfig, settings["encoder"], "encoder")
+
+
+def _stored(name: str) -> dict[str, Any]:
+    """The config of the run ``name``. Raises ``ConfigError`` where there is none."""
+    try:
+        settings: dict[str, Any] = load_checkpoint(find_checkpoint(name), mmap=True)["config"]
+    except CheckpointError as error:
+        raise ConfigError(f"objective.model: {error}") from None
+    return settings
+
+
+def _with_parts(config: TrainConfig, model: str, encoder: EncoderConfig, own: ClipConfig) -> TrainConfig:
+    """``config`` with the encoder and the clip of ``model``, but for the number of frames."""
+    if config.encoder not in (EncoderConfig(), encoder):
+        raise ConfigError(f"objective.model {model} has another encoder: leave the section encoder out")
+    plain, clip = ClipConfig(num_frames=1), replace(own, num_frames=config.clip.num_frames)
+    for field in fields(ClipConfig):
+        given, wanted = getattr(config.clip, field.name), getattr(clip, field.name)
+        if given not in (wanted, getattr(plain, field.name)):
+            raise ConfigError(f"clip.{field.name} is {given}, but objective.model {model} was trained with {wanted}")
+    return replace(config, encoder=encoder, clip=clip)
 
 
 def data_widths(config: TrainConfig) -> tuple[int, int]:

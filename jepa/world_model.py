@@ -14,8 +14,9 @@ from jepa.config import from_dict
 from jepa.load import check_published, check_unpublished
 from jepa.models.action_predictor import ActionPredictor
 from jepa.models.encoder import EncoderConfig
+from jepa.models.policy import Policy
 from jepa.models.world_model import LatentConfig, Scaling, WorldConfig, WorldModel, head_for
-from jepa.objectives import OBJECTIVES, WorldModelObjective, build_objective
+from jepa.objectives import OBJECTIVES, PolicyObjective, WorldModelObjective, build_objective
 from jepa.pretrained import Pretrained, load_pretrained
 from jepa.tensorfiles import CheckpointError, build_loaded
 from jepa.types import ClipConfig
@@ -27,9 +28,9 @@ def load_world_model(
     """A world model, frozen, on the CPU, in eval mode.
 
     ``path``: the run directory or a checkpoint of a ``world_model`` run (of a ``controller`` run: the model that it
-    controls, taking real actions; of ``latent_action``: it takes inferred ones), or the name of a published V-JEPA 2-AC
-    (``jepa models``). Its file under another name needs ``family="vjepa2_ac"`` and the ``architecture``, as
-    ``load_pretrained`` does. Where a run has an EMA of its encoder, that one is taken.
+    controls, taking real actions; of ``latent_action``: it takes inferred ones; of ``policy``: the one it acts in), or
+    the name of a published V-JEPA 2-AC (``jepa models``). Its file under another name needs ``family="vjepa2_ac"`` and
+    the ``architecture``, as ``load_pretrained`` does. Where a run has an EMA of its encoder, that one is taken.
 
     Raises ``CheckpointError`` (a ``ValueError``) naming the path where it is missing, damaged, or no world model.
     """
@@ -73,11 +74,33 @@ def _from_run(path: str) -> WorldModel:
     return objective.world_model.eval().requires_grad_(False)
 
 
-def load_objective(path: Path, state: Mapping[str, Any]) -> WorldModelObjective:
+def load_policy(path: str | os.PathLike[str]) -> Policy:
+    """The policy of a ``policy`` run (its directory or a checkpoint), frozen, on the CPU, in eval mode.
+
+    Raises ``CheckpointError`` naming the path where it is missing, damaged, or of another objective.
+    """
+    file = find_checkpoint(os.fspath(path))
+    objective = load_objective(file, load_checkpoint(file, mmap=True))
+    if not isinstance(objective, PolicyObjective):
+        raise CheckpointError(f"{file} was trained with objective {objective.config.kind!r}, not 'policy'")
+    return objective.policy.eval().requires_grad_(False)
+
+
+def is_policy(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is a run, or a checkpoint, of objective ``policy``."""
+    try:
+        settings = load_checkpoint(find_checkpoint(os.fspath(path)), mmap=True)["config"]
+    except CheckpointError:
+        return False  # ``load_world_model`` says what is wrong with it, if anything is
+    return bool(settings["objective"]["kind"] == "policy")
+
+
+def load_objective(path: Path, state: Mapping[str, Any]) -> WorldModelObjective | PolicyObjective:
     """The objective of a checkpoint's ``state``, frozen. Raises ``CheckpointError`` for one without a world model."""
     settings = state["config"]
     kind = settings["objective"]["kind"]
-    known = {name: pair for name, pair in OBJECTIVES.items() if issubclass(pair[1], WorldModelObjective)}
+    kinds = (WorldModelObjective, PolicyObjective)
+    known = {name: pair for name, pair in OBJECTIVES.items() if issubclass(pair[1], kinds)}
     if kind not in known:
         raise CheckpointError(f"{path} was trained with objective {kind!r}: a world model needs one of "
                               f"{', '.join(known)}")  # fmt: skip
@@ -86,9 +109,9 @@ def load_objective(path: Path, state: Mapping[str, Any]) -> WorldModelObjective:
     clip = from_dict(ClipConfig, settings["clip"], "clip")
     tensors: Mapping[str, Tensor] = state["objective"]
 
-    def build() -> WorldModelObjective:
+    def build() -> WorldModelObjective | PolicyObjective:
         objective = build_objective(config, encoder, clip, 0)
-        assert isinstance(objective, WorldModelObjective)
+        assert isinstance(objective, WorldModelObjective | PolicyObjective)
         return objective
 
     return build_loaded(build, tensors, path)[0]

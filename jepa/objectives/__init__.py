@@ -9,12 +9,14 @@ from jepa.objectives.controller import ControllerConfig, ControllerObjective
 from jepa.objectives.latent_action import LatentActionConfig, LatentActionObjective
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
 from jepa.objectives.pixels import PixelsConfig, PixelsObjective
+from jepa.objectives.policy import PolicyObjective
+from jepa.objectives.policy_config import PolicyBase, PolicyConfig
 from jepa.objectives.regularizers import SigRegConfig, VarianceCovarianceConfig
 from jepa.objectives.world_config import WorldModelConfig
 from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import ClipConfig
 
-ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig | LatentActionConfig | ControllerConfig
+ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig | LatentActionConfig | ControllerConfig | PolicyConfig
 
 OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "masked": (MaskedConfig, MaskedObjective),
@@ -22,6 +24,7 @@ OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "world_model": (WorldModelConfig, WorldModelObjective),
     "latent_action": (LatentActionConfig, LatentActionObjective),
     "controller": (ControllerConfig, ControllerObjective),
+    "policy": (PolicyConfig, PolicyObjective),
 }
 
 __all__ = [
@@ -36,6 +39,9 @@ __all__ = [
     "ObjectiveConfig",
     "PixelsConfig",
     "PixelsObjective",
+    "PolicyBase",
+    "PolicyConfig",
+    "PolicyObjective",
     "SigRegConfig",
     "VarianceCovarianceConfig",
     "WorldModelConfig",
