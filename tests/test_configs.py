@@ -51,7 +51,22 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     if settings["objective"]["kind"] == "world_model":
         toy = merge(toy, toy_world(settings, folder))
+    elif settings["objective"]["kind"] == "latent_action":
+        own = {"encoder_from": None, "momentum": [0.99, 1.0], "bottleneck": {"num_codes": 4}}
+        toy = merge(toy, {"objective": own})
+    elif settings["objective"]["kind"] == "controller":
+        del toy["encoder"]  # the model's
+        toy |= toy_controller(folder, toy["data"])
     return merge(settings, toy)
+
+
+def toy_controller(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Data with actions, and the toy of the model that is controlled, trained for a step."""
+    latent = load_yaml(CONFIGS / "world_model" / "rooms_latent_action.yaml")
+    (folder / "base").mkdir()
+    model = fit(from_dict(TrainConfig, shrink(latent, folder / "base")))
+    sources = [{"path": str(write_worlds(folder / "worlds", length=16)), "trajectory": {}}]
+    return {"data": {**data, "sources": sources}, "objective": {"model": str(model), "labels": 4}}
 
 
 def toy_world(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
