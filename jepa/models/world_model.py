@@ -27,18 +27,21 @@ _PIXELS_AT_ONCE = 64 * 224 * 224  # frames go through a frozen encoder in chunks
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentConfig:
     """What of a frame's tokens is predicted. ``pool``: "none" (every token), "mean" (one), or [rows, columns] of
-    averaged tokens. ``dim``: a learned projection to so many numbers, for an encoder that is trained along.
-    ``layer_norm``: of every latent, and of every prediction (V-JEPA 2-AC: yes)."""
+    averaged tokens, or "flat" (one, a projection of all tokens side by side, so that it knows where each was).
+    ``dim``: a learned projection to so many numbers, for an encoder that is trained along. ``layer_norm``: of every
+    latent, and of every prediction (V-JEPA 2-AC: yes)."""
 
-    pool: Literal["none", "mean"] | tuple[int, int] = "none"
+    pool: Literal["none", "mean", "flat"] | tuple[int, int] = "none"
     dim: int | None = None
     layer_norm: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.pool, str) and min(self.pool) < 1:
-            raise ValueError(f"pool must be 'none', 'mean' or [rows, columns] of at least 1, not {list(self.pool)}")
+            raise ValueError(f"pool must be a word or [rows, columns] of at least 1, not {list(self.pool)}")
         if self.dim is not None and self.dim < 1:
             raise ValueError(f"dim must be at least 1, or left out for the encoder's width, not {self.dim}")
+        if self.pool == "flat" and self.dim is None:
+            raise ValueError("pool 'flat' is a learned projection of all tokens: give it a dim, such as 32")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,20 +67,22 @@ class LatentHead(nn.Module):
         self.config, self.cells = config, TokenGrid(1, cells.h, cells.w)
         self.grid = self.cells
         if config.pool != "none":
-            rows, columns = (1, 1) if config.pool == "mean" else config.pool
+            rows, columns = (1, 1) if isinstance(config.pool, str) else config.pool
             if rows > cells.h or columns > cells.w:
                 raise ValueError(f"latent.pool {rows} x {columns} is finer than the encoder's {cells.h} x {cells.w}")
             self.grid = TokenGrid(1, rows, columns)
         self.dim = config.dim or encoder_dim
         self.proj = None
         if config.dim is not None:
-            self.proj = Linear(encoder_dim, config.dim)
+            self.proj = Linear(encoder_dim * (self.cells.size if config.pool == "flat" else 1), config.dim)
             nn.init.xavier_uniform_(self.proj.weight)
             nn.init.zeros_(self.proj.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[B, h*w, E]`` to ``[B, n, D]``."""
-        if self.grid != self.cells:
+        if self.config.pool == "flat":
+            tokens = tokens.flatten(1)[:, None]
+        elif self.grid != self.cells:
             maps = tokens.transpose(1, 2).unflatten(2, (self.cells.h, self.cells.w))
             tokens = F.adaptive_avg_pool2d(maps, (self.grid.h, self.grid.w)).flatten(2).transpose(1, 2)
         return self.norm(tokens if self.proj is None else self.proj(tokens))

@@ -74,6 +74,17 @@ def test_pooled_latents_are_means_of_cells(pool: Any, cells: int) -> None:
 
 
 @torch.no_grad()
+def test_a_flat_latent_is_one_projection_of_all_tokens() -> None:
+    model, (frames, actions, states) = build(LatentConfig(pool="flat", dim=6, layer_norm=False)), trajectory()
+    latents = model.encode(frames)
+    assert (model.latent_dim, model.grid.size, latents.shape) == (6, 1, (2, 7, 1, 6))
+    weight, bias = model.head.proj.weight.unflatten(1, (16, 24)), model.head.proj.bias
+    slow = torch.einsum("ne,dne->d", model.encoder(frames[1:, :, 2:3])[0], weight) + bias
+    torch.testing.assert_close(latents[1, 2, 0], slow, rtol=1e-4, atol=1e-5)
+    assert model.rollout(latents[:, :2], actions[:, :4], states[:, :2]).shape == (2, 3, 1, 6)
+
+
+@torch.no_grad()
 def test_a_projection_and_its_norm() -> None:
     model, (frames, actions, states) = build(LatentConfig(pool=(2, 2), dim=8)), trajectory()
     latents = model.encode(frames)
@@ -209,5 +220,7 @@ def test_wrong_input_is_named() -> None:
         WorldConfig(window=0)
     with pytest.raises(ValueError, match="pool must be"):
         LatentConfig(pool=(0, 1))
+    with pytest.raises(ValueError, match="pool 'flat' is a learned projection of all tokens: give it a dim"):
+        LatentConfig(pool="flat")
     with pytest.raises(ValueError, match="'pose7' moves states of 7"):
         build(state_update="pose7")
