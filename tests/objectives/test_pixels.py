@@ -281,6 +281,6 @@ def test_jepa_eval_probes_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_masks_are_needed_by_what_fills_in_hidden_places() -> None:
+    clip = ClipConfig(num_frames=4, frame_step=1, crop_size=32)
     with pytest.raises(ConfigError, match="at least one mask family"):
-        clip = ClipConfig(num_frames=4, frame_step=1, crop_size=32)
         build_objective(PixelsConfig(), EncoderConfig(patch_size=8), clip, 0)
