@@ -11,15 +11,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from app.planning.settings import PlanSettings, open_model, place, read_image
+from app.planning.settings import PlanSettings, open_actor, place, read_image
 from jepa.config import suggest, to_dict
 from jepa.envs.base import GoalTask
 from jepa.envs.tasks import open_task
 from jepa.files import atomic_write
+from jepa.models.policy import Policy
 from jepa.models.world_model import WorldModel
 from jepa.planning import PlanningError
 from jepa.planning.agents import Agent, PlanningAgent, RandomAgent, SimulatorAgent, frame_skip_of, task_space
 from jepa.planning.episodes import EpisodeResult, Summary, run_episode, summarise
+from jepa.planning.policy_agent import PolicyAgent
 
 OTHERS = ("random", "simulator")
 _SEEN = 16  # episodes of every agent whose frames are kept: what imagined latents are shown by
@@ -32,7 +34,7 @@ def act(args: argparse.Namespace, settings: PlanSettings) -> int:
     for name in ("episodes", "max_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise PlanningError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    model = open_model(args, settings)
+    model = open_actor(args, settings, others)
     task = open_task(args.env, **settings.env)
     try:
         agents = make_agents(args, settings, model, task, others)
@@ -72,21 +74,32 @@ def read_axes(text: str) -> tuple[int, int]:
 
 
 def make_agents(
-    args: argparse.Namespace, settings: PlanSettings, model: WorldModel, task: GoalTask, others: Sequence[str]
+    args: argparse.Namespace, settings: PlanSettings, model: WorldModel | Policy, task: GoalTask, others: Sequence[str]
 ) -> list[Agent]:
-    """The model's planner, then the others, all holding their actions for equally long."""
+    """The policy or the model's planner, then the others, all holding their actions for equally long."""
     device, precision = place(args)
     observation = task.reset(args.seed)
     height, width = observation.frame.shape[:2]
     goals = [read_image(path, (height, width), args.resize_goal) for path in args.goal]
-    agents: list[Agent] = [
-        PlanningAgent(
-            model, settings.planner, settings.energy, device=device, precision=precision, context=args.context,
-            space=settings.space.narrow(task_space(task)), subgoals=goals, subgoal=settings.subgoal,
-            imagine=args.out is not None and args.videos > 0, seed=args.seed,
-        )
-    ]  # fmt: skip
-    skip = frame_skip_of(model.clip, task.fps)
+    space = settings.space.narrow(task_space(task))
+    if isinstance(model, Policy):
+        agents: list[Agent] = [
+            PolicyAgent(
+                model, device=device, precision=precision, space=space, subgoals=goals, subgoal=settings.subgoal,
+                imagine=args.out is not None,
+            )
+        ]  # fmt: skip
+        clip = model.world.clip
+    else:
+        agents = [
+            PlanningAgent(
+                model, settings.planner, settings.energy, device=device, precision=precision, context=args.context,
+                space=space, subgoals=goals, subgoal=settings.subgoal,
+                imagine=args.out is not None and args.videos > 0, seed=args.seed,
+            )
+        ]  # fmt: skip
+        clip = model.clip
+    skip = frame_skip_of(clip, task.fps)
     if "random" in others:
         agents.append(RandomAgent(skip, args.seed))
     if "simulator" in others:

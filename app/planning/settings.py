@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +14,12 @@ from PIL import Image, UnidentifiedImageError
 
 from jepa.config import apply_overrides, from_dict, load_yaml
 from jepa.data.trajectories.config import TrajectoryConfig
+from jepa.models.policy import Policy
 from jepa.models.world_model import WorldModel
 from jepa.planning import ActionSpace, PlannerConfig, PlanningError, action_space, franka_space
 from jepa.planning.agents import SubgoalConfig
 from jepa.planning.energy import EnergyConfig
-from jepa.world_model import load_world_model
+from jepa.world_model import is_policy, load_policy, load_world_model
 
 Frame = NDArray[np.uint8]
 
@@ -77,6 +79,21 @@ def read_settings(args: argparse.Namespace) -> PlanSettings:
 def open_model(args: argparse.Namespace, settings: PlanSettings) -> WorldModel:
     """The world model of the command line."""
     return load_world_model(args.model, **settings.model)
+
+
+def open_actor(args: argparse.Namespace, settings: PlanSettings, others: Sequence[str]) -> WorldModel | Policy:
+    """What acts: the policy of a policy run, else a world model that is planned with. Raises ``PlanningError`` for
+    options of a search where there is none, neither the policy's nor that of the agent "simulator" among ``others``."""
+    if settings.model or not is_policy(args.model):
+        return open_model(args, settings)
+    idle = ["energy", "context"]
+    if "simulator" not in others:
+        idle += ["planner", "samples", "iterations", "horizon"]
+    given = [f"--{name}" for name in idle if getattr(args, name, None) is not None]
+    given += [f"--set {text}" for text in args.set if text.partition(".")[0] in idle]
+    if given:
+        raise PlanningError(f"{given[0]}: {args.model} is a policy, which acts without planning: leave it out")
+    return load_policy(args.model)
 
 
 def model_space(model: WorldModel) -> ActionSpace:
