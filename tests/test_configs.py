@@ -57,7 +57,18 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     elif settings["objective"]["kind"] == "controller":
         del toy["encoder"]  # the model's
         toy |= toy_controller(folder, toy["data"])
+    elif settings["objective"]["kind"] == "policy":
+        del toy["encoder"]  # the model's
+        toy |= toy_policy(folder, toy["data"])
     return merge(settings, toy)
+
+
+def toy_policy(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """The toy of the world model that is acted in, trained for a step, and its data."""
+    (folder / "base").mkdir()
+    world = shrink(load_yaml(CONFIGS / "world_model" / "rooms.yaml"), folder / "base")
+    own = {"model": str(fit(from_dict(TrainConfig, world))), "goal_steps": 2, "horizon": 2}
+    return {"data": {**data, "sources": world["data"]["sources"]}, "objective": own}
 
 
 def toy_controller(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
