@@ -112,7 +112,13 @@ class PolicyObjective(Objective):
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """``batch.clip`` ``[B, C, T, H, W]`` gives starts and goals, ``batch.states`` ``[B, T, S]`` the states at them,
-        where the model has any; the batch's own actions are not used."""
+        where the model has any; the batch's own actions are not used. Raises ``ConfigError`` for a single clip, which
+        has no other to take ``far_goals`` from."""
+        if self.config.far_goals > 0 and len(batch.clip) < 2:
+            raise ConfigError(
+                f"objective.far_goals {self.config.far_goals:g} needs at least 2 clips on every process: raise "
+                "train.batch_size, or set it to 0"
+            )
         with torch.no_grad():
             latents = self.world_model.encode(batch.clip)
         pairs = self.pairs(latents, batch.states)
@@ -166,14 +172,9 @@ class PolicyObjective(Objective):
 
     def pairs(self, latents: Tensor, states: Tensor | None, generator: torch.Generator | None = None) -> Pairs:
         """Starts and goals among the latents ``[B, T, n, D]`` and states ``[B, T, S]`` of clips, drawn anew in every
-        call. Raises ``ConfigError`` without states that the model needs, and for ``far_goals`` with a single clip."""
+        call; of a single clip all goals are its own. Raises ``ConfigError`` without states that the model needs."""
         config, device = self.config, latents.device
         clips, frames = latents.shape[:2]
-        if config.far_goals > 0 and clips < 2:
-            raise ConfigError(
-                f"objective.far_goals {config.far_goals:g} needs at least 2 clips on every process: raise "
-                "train.batch_size, or set it to 0"
-            )
 
         def below(limit: Tensor | int) -> Tensor:
             """Whole numbers from 0 to below ``limit``, ``[P]``."""
@@ -183,7 +184,7 @@ class PolicyObjective(Objective):
         row = torch.arange(clips, device=device).repeat_interleave(config.pairs)
         start = below(frames - 1)
         ahead = 1 + below((frames - 1 - start).clamp_max(config.goal_steps or frames))
-        far = torch.rand(row.shape, generator=generator, device=device) < config.far_goals
+        far = torch.rand(row.shape, generator=generator, device=device) < (config.far_goals if clips > 1 else 0.0)
         other = (row + 1 + below(max(clips - 1, 1))) % clips
         goal_row, goal = torch.where(far, other, row), torch.where(far, below(frames), start + ahead)
         known = self._states(latents, states)

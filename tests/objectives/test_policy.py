@@ -250,6 +250,29 @@ def test_one_clip_has_no_other() -> None:
     assert objective(far_goals=0.0)(batch(1), 0.0).total.isfinite()
 
 
+def test_the_monitor_measures_the_same_pairs_at_every_call() -> None:
+    made = linear(horizon=3)
+    for clips in (4, 1):
+        latents = 0.1 * numbered(clips)
+        first, second = made.measure(latents, None), made.measure(latents, None)
+        assert first == second
+        pairs = made.pairs(latents, None, torch.Generator().manual_seed(0))
+        torch.testing.assert_close(first["energy_start"], (pairs.starts - pairs.goals).square().mean())
+        rolled = dream(made.world_model, made.net, pairs.starts, pairs.goals, None, 3).latents
+        torch.testing.assert_close(first["energy_last"], (rolled[:, 2] - pairs.goals).square().mean().detach())
+    assert (pairs.starts[:, 0, 0] == pairs.goals[:, 0, 0]).all()  # one clip
+
+
+@pytest.mark.parametrize("mode", ["imagination", "distil"])
+def test_under_autocast(mode: str) -> None:
+    made = objective(mode=mode, plans_per_step=2, plan_steps=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = made(batch(), 0.0).total
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in made.net.parameters())
+
+
 # ---- the network -----------------------------------------------------------------------------------------------------
 
 
