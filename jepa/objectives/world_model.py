@@ -161,7 +161,8 @@ class WorldModelObjective(Objective):
 
     def work(self, batch: Batch) -> Work:
         """Encoders, projection, predictor and action reader; regularizers are left out."""
-        clips, _, frames, height, width = batch.clip.shape
+        clips, frames = len(batch.clip), batch.clip.shape[2]
+        height = width = self.clip.crop_size  # the batch is as the loader made it, not cropped yet
         cells, tokens, joint = self.head.cells.size, self.head.grid.size, not self.frozen
         learned = self._frames_learned(frames) if joint else frames
         flops = learned * frame_flops(self.encoder, height, width, trained=joint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,13 @@ def test_flops_are_those_that_torch_counts(options: dict[str, Any]) -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         objective(batch, 0.0).total.backward()
     assert objective.work(batch).flops == counter.get_total_flops()
+
+
+def test_work_is_that_of_cropped_clips() -> None:
+    """It is asked for a batch as the loader made it, decoded a little larger than the crop."""
+    objective, batch = make(**EMA)
+    raw = replace(batch, clip=torch.zeros(*batch.clip.shape[:3], 37, 41, dtype=torch.uint8))
+    assert objective.work(raw) == objective.work(batch)
 
 
 def test_flops_of_a_trained_encoder_with_its_regularizer_left_out() -> None:
