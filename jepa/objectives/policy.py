@@ -221,7 +221,8 @@ class PolicyObjective(Objective):
 
     def work(self, batch: Batch) -> Work:
         """Encoding, rollouts (forward and backward, or the planner's), and the policy."""
-        clips, _, frames, height, width = batch.clip.shape
+        clips, frames = len(batch.clip), batch.clip.shape[2]
+        height = width = self.encoder.clip.crop_size  # the batch is as the loader made it, not cropped yet
         flops = frames * clips * frame_flops(self.encoder, height, width, trained=False)
         flops += linear_flops(self.head, clips * frames * self.head.grid.size)
         config, pairs = self.config, clips * self.config.pairs

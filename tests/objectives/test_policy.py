@@ -353,6 +353,9 @@ def test_work_counts_encoding_rollouts_and_policy() -> None:
     assert one.flops == pytest.approx(encoding + step)
     assert two.flops - one.flops == pytest.approx(15 * (2 * made._step_flops(1) + 3 * made.net.flops(1)))
     assert one.tokens == 18 * 4
+    uncropped = batch()
+    uncropped.clip = torch.zeros(*uncropped.clip.shape[:3], 37, 41)  # as it leaves the loader
+    assert made.work(uncropped).flops == one.flops
     distilled = objective(mode="distil", plans_per_step=2, plan_steps=3).work(batch())
     steps = sum(made._step_flops(step) for step in range(4))
     assert distilled.flops == pytest.approx(encoding + 2 * (4 * 64 * steps + 3 * made.net.flops(3)))
