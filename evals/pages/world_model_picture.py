@@ -31,7 +31,8 @@ def draw_states(decoded: Decoded, names: list[str]) -> bytes:
     columns = min(len(moving), _COLUMNS)
     figure = Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, k in zip(figure.subplots(rows, columns, squeeze=False).flat, moving, strict=False):
+    places = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, k in zip(places[: len(moving)], moving, strict=True):
         _dots(axes, decoded.states[:, k], decoded.read[:, k], COLOURS[0], "encoded")
         if decoded.predicted:
             horizon = max(decoded.predicted)

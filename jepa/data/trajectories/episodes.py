@@ -3,6 +3,7 @@ many episodes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -129,8 +130,9 @@ class EpisodeFiles(Trajectories):
 
     def open(self, number: int, options: ReadOptions) -> VideoReader:
         path = self.names[number]
-        file = open_arrays(path)
-        try:
+        with contextlib.ExitStack() as stack:
+            file = open_arrays(path)
+            stack.callback(file.close)
             pictures = pick_pictures(file, self.config.frames, self.config.camera)
             if pictures is not None:
                 frames = file.part(pictures[0])
@@ -139,14 +141,11 @@ class EpisodeFiles(Trajectories):
                 track = self.track(number)
                 if axis is not None:
                     frames = frames[axis]
+                stack.pop_all()  # the reader closes the file
                 return PartReader(path, frames, 1 / track.gap, options, file)
             video = self._video(path)
             if video is None:
                 raise self._no_pictures(file)
-        except BaseException:
-            file.close()
-            raise
-        file.close()
         return open_video(video, options.backend, options.short_side, options.interpolation)
 
 
