@@ -77,6 +77,9 @@ class ActionPredictor(Recomputing):
         self.predictor_norm = nn.LayerNorm(dim, eps=1e-6)
         self.predictor_proj = Linear(dim, encoder_dim)
         init_weights(self, self.predictor_blocks, config.init)
+        for embed in (self.action_encoder, self.state_encoder, self.extrinsics_encoder):
+            if embed is not None:  # the blocks' first norm would take the length of W a away, but not that of W a + b
+                nn.init.normal_(embed.bias)
 
     def forward(
         self,

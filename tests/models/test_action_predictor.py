@@ -98,3 +98,14 @@ def test_another_grid() -> None:
     assert out.shape == (2, 80, 16)
     table = rope_table(TokenGrid(1, 4, 5), torch.arange(20)[None], 12, ROPE)
     assert table.shape == (1, 20, 2, 12)
+
+
+@torch.no_grad()
+def test_how_far_an_action_goes_is_seen_from_the_start() -> None:
+    """The norm before attention takes the length of a token away: without an offset only directions would count."""
+    torch.manual_seed(0)
+    config = ActionPredictorConfig(embed_dim=48, depth=2, num_heads=4, action_dim=2, state_dim=0, init="xavier")
+    predictor = ActionPredictor(config, 8, TokenGrid(1, 1, 1), RopeConfig())
+    latents, action = torch.randn(1, 1, 8), torch.tensor([[[0.6, -0.3]]])
+    short, long, turned = (predictor(latents, a) for a in (action, 3 * action, action.flip(-1)))
+    assert float((short - long).norm()) > 0.4 * float((short - turned).norm())

@@ -134,7 +134,7 @@ def test_imagination_reaches_goals_and_a_fresh_policy_does_not(energy: str) -> N
 
 def test_distilling_gives_the_planners_actions() -> None:
     made = linear(mode="distil", plans_per_step=6, plan_steps=3)
-    learn(made, 100)
+    learn(made, 150)
     rows = some_pairs(24, seed=9)
     seen, wanted, _ = made.plans(rows)
     with torch.no_grad():
