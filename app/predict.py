@@ -115,8 +115,8 @@ def write(out: Path, curves: list[SurpriseCurve], failed: list[str], args: argpa
     """The curves in the format of ``out``, in one move. Raises ``ValueError`` naming the file."""
     import json
 
+    from app.output import write_output
     from app.surprise_picture import picture
-    from jepa.files import atomic_write
 
     if out.suffix == ".json":
         videos = [as_json(curve, args.threshold) for curve in curves]
@@ -127,13 +127,7 @@ def write(out: Path, curves: list[SurpriseCurve], failed: list[str], args: argpa
         data = picture(curves, [curve.source for curve in curves], args.threshold)
     else:
         data = as_html(curves, failed, args.threshold).encode()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as file:
-            file.write(data)
-    except OSError as error:
-        raise ValueError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
-    print(f"wrote {out}")
+    write_output(out, data)
 
 
 def as_json(curve: SurpriseCurve, quantile: float | None) -> dict[str, Any]:

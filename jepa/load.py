@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
-from jepa.checkpoint import CheckpointError, load_encoder
+from jepa.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, load_encoder
 from jepa.models.base import ClipEncoder
 from jepa.pretrained import load_pretrained
 from jepa.pretrained.layouts import recognise
@@ -54,6 +55,19 @@ def check_unpublished(path: str, function: str) -> None:
             f"{path} looks like a published {family} checkpoint, which does not say its own architecture: use "
             f"{function}({path!r}, family={family!r}, embed_dim=..., depth=..., num_heads=..., ...)"
         ) from None
+
+
+def read_run(path: str, function: str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint file (or folder of shards) that ``path`` means, and what it holds, tensors mapped and not read.
+
+    Raises ``CheckpointError``; of a published file it says that ``function`` reads it.
+    """
+    try:
+        file = find_checkpoint(path)
+        return file, load_checkpoint(file, mmap=True)
+    except CheckpointError:
+        check_unpublished(path, function)
+        raise
 
 
 def check_model(name_or_path: str) -> None:

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.checkpoint import find_checkpoint, load_checkpoint
 from jepa.config import from_dict
 from jepa.data.transforms import ClipTransform
 from jepa.data.video import VideoError
 from jepa.distributed import Run, choose_device
 from jepa.feed import Cut, Feed, Origin, Task
 from jepa.inputs import Video
-from jepa.load import check_published, check_unpublished
+from jepa.load import check_published, read_run
 from jepa.models.encoder import Encoder
 from jepa.models.predictor import Predictor
 from jepa.objectives import MaskedObjective, build_objective
@@ -196,12 +195,7 @@ def _from_run(path: str) -> Predictive:
     """A checkpoint of ours, rebuilt from its stored config."""
     from jepa.train import TrainConfig  # the loop and its loggers, which no other model needs
 
-    try:
-        file = find_checkpoint(path)
-        state = load_checkpoint(file, mmap=True)
-    except CheckpointError:
-        check_unpublished(path, "jepa.load_predictive")
-        raise
+    file, state = read_run(path, "jepa.load_predictive")
     config = from_dict(TrainConfig, state["config"])
     objective, _ = build_loaded(
         lambda: build_objective(config.objective, config.encoder, config.clip, len(config.masks)), state["objective"],

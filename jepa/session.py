@@ -111,7 +111,7 @@ def restore(session: Session, saved: Path | None) -> int:
     config, run = session.config, session.run
     if saved is None:
         if session.objective.takes_trajectories:
-            session.objective.set_statistics(session.loader.statistics())
+            session.objective.set_statistics(run.on_main(session.loader.statistics))  # it reads many episodes
         load_frozen(session)
         if config.init_from is not None:
             path = find_checkpoint(config.init_from)
@@ -162,14 +162,9 @@ def load_frozen(session: Session) -> None:
         return
     if not isinstance(objective, WorldModelConfig) or objective.encoder_from is None:
         return
-    name, encoder = objective.encoder_from, session.objective.encoder
-    tensors = load(name).state_dict()
-    if session.sharded:
-        own = encoder.state_dict()
-        refuse_misfits(own, tensors, name, part="encoder")
-        fill(own, tensors)
-    else:
-        load_strictly(encoder, tensors, name, part="encoder")
+    own, tensors = session.objective.encoder.state_dict(), load(objective.encoder_from).state_dict()
+    refuse_misfits(own, tensors, objective.encoder_from, part="encoder")
+    fill(own, tensors)
 
 
 def load_optimizer(session: Session, saved: dict[str, Any], path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepa.checkpoint import find_checkpoint, load_checkpoint
 from jepa.config import from_dict
-from jepa.load import check_published, check_unpublished
+from jepa.load import check_published, read_run
 from jepa.models.action_predictor import ActionPredictor
 from jepa.models.encoder import EncoderConfig
 from jepa.models.policy import Policy
@@ -64,12 +64,7 @@ def _from_run(path: str) -> WorldModel:
     """Rebuilt strictly from the stored config."""
     if os.path.isfile(os.path.join(path, "config.json")):
         raise CheckpointError(f"{path} is an exported encoder, not a world model: name the run that it came from")
-    try:
-        file = find_checkpoint(path)
-        state = load_checkpoint(file, mmap=True)
-    except CheckpointError:
-        check_unpublished(path, "jepa.load_world_model")
-        raise
+    file, state = read_run(path, "jepa.load_world_model")
     objective = load_objective(file, state)
     return objective.world_model.eval().requires_grad_(False)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from app.output import write_output
 from app.planning.settings import PlanSettings, open_actor, place, read_image
 from jepa.config import suggest, to_dict
 from jepa.envs.base import GoalTask
 from jepa.envs.tasks import open_task
-from jepa.files import atomic_write
 from jepa.models.policy import Policy
 from jepa.models.world_model import WorldModel
 from jepa.planning import PlanningError
@@ -146,15 +146,4 @@ def write_results(
     episodes = [row(name, result) for name, found in results.items() for result in found]
     about = {"model": str(args.model), "env": args.env, "seed": args.seed, "settings": to_dict(settings)}
     data = {**about, "agents": [asdict(summary) for summary in summaries], "episodes": episodes}
-    write_bytes(out / "results.json", (json.dumps(data, indent=1) + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """A file in one move. Raises ``ValueError`` naming it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(data)
-    except OSError as error:
-        raise PlanningError(f"{path} cannot be written: {error.strerror or error}; choose another --out") from error
-    print(f"wrote {path}")
+    write_output(out / "results.json", (json.dumps(data, indent=1) + "\n").encode())

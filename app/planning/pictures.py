@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from app.planning.acting import write_bytes
+from app.output import write_output
 from evals.pages.drawing import INK, enlarge
 from jepa.data.encoding import write_video
 from jepa.envs.base import GoalTask
@@ -48,7 +48,7 @@ def write_videos(
         data = io.BytesIO()
         images[0].save(data, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
         print(f"wrote {path}")
-        write_bytes(path.with_suffix(".gif"), data.getvalue())
+        write_output(path.with_suffix(".gif"), data.getvalue())
 
 
 def gallery(episodes: list[Frames]) -> Frames:
@@ -130,7 +130,7 @@ def write_landscape(out: Path, agent: PlanningAgent, task: GoalTask, seed: int, 
         _draw(figure, cells[3], first, "energy of a first action, then the plan", "the plan's first action")
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=90)
-    write_bytes(out / "landscape.png", data.getvalue())
+    write_output(out / "landscape.png", data.getvalue())
 
 
 def _draw(figure: Any, cell: Any, found: Landscape, title: str, point: str) -> None:

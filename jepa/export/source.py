@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jepa.checkpoint import find_checkpoint, load_checkpoint, load_encoder
-from jepa.load import check_published, check_unpublished
+from jepa.checkpoint import load_encoder
+from jepa.load import check_published, read_run
 from jepa.models.action_predictor import ActionPredictor
 from jepa.models.attentive import AttentiveProbe
 from jepa.models.encoder import Encoder
@@ -80,12 +80,7 @@ def _from_pretrained(loaded: Pretrained, name: str, weights: str) -> Source:
 
 
 def _from_run(path: str, weights: str) -> Source:
-    try:
-        file = find_checkpoint(path)
-        state = load_checkpoint(file, mmap=True)
-    except CheckpointError:
-        check_unpublished(path, "jepa.export.export(jepa.load_pretrained")
-        raise
+    file, state = read_run(path, "jepa.export.export(jepa.load_pretrained")
     names = state["objective"]
     encoder = load_encoder(file, weights)  # type: ignore[arg-type]  # it checks the name itself
     if not isinstance(encoder, Encoder):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa.config import ConfigError
 from jepa.models.action_predictor import ActionPredictor
 from jepa.models.base import ClipEncoder
 from jepa.models.linear import Linear
@@ -110,13 +111,13 @@ class Scaling(nn.Module):
             self.register_buffer(name, torch.full((size,), fill))
 
     def set(self, statistics: Statistics) -> None:
-        """Keep ``statistics``. Raises ``ValueError`` naming both widths where they are not those of the model."""
+        """Keep ``statistics``. Raises ``ConfigError`` naming both widths where they are not those of the model."""
         for name, value in statistics._asdict().items():
             own: Tensor = getattr(self, name)
             value = value[: len(own)] if name.startswith("state") and not len(own) else value  # states are left out
             if value.shape != own.shape:
                 kind = name.partition("_")[0]
-                raise ValueError(
+                raise ConfigError(
                     f"the data has {kind}s of {value.shape[-1]} numbers, the model (objective.predictor.{kind}_dim) of "
                     f"{len(own)}"
                 )

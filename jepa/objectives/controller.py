@@ -98,10 +98,7 @@ class ControllerObjective(LatentActionObjective):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Of real actions. Raises ``ConfigError`` where they are not as wide as the model's."""
-        try:
-            self.action_scaling.set(statistics)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        self.action_scaling.set(statistics)
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """``batch.clip`` ``[B, C, T, H, W]`` and ``batch.actions`` ``[B, T-1, A]`` give labels until there are enough;

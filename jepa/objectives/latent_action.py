@@ -21,7 +21,6 @@ from jepa.models.flops import TRAINED, Work, linear_flops
 from jepa.models.latent_action import InverseDynamics, InverseDynamicsConfig
 from jepa.models.layers import Block
 from jepa.objectives.bottleneck import Bottleneck, BottleneckConfig, Squeezed, VqConfig
-from jepa.objectives.regularizers import regularize
 from jepa.objectives.world_config import WorldModelConfig
 from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import Batch, ClipConfig, Loss
@@ -79,19 +78,8 @@ class LatentActionObjective(WorldModelObjective):
         """``batch.clip`` ``[B, C, T, H, W]``; actions and states, where there are some, are not looked at."""
         latents, targets = self.latents(batch.clip)
         squeezed = self.infer(latents)
-        error = self.error(self.learner.teacher_forced(latents[:, :-1], squeezed.z), targets)
-        config, terms = self.config, {"prediction": error.detach()}
-        total = squeezed.loss + config.teacher_weight * error
-        if self.rolls_out:
-            error = self.error(*self.rollout(latents, targets, squeezed.z, None))
-            total, terms["rollout"] = total + config.rollout_weight * error, error.detach()
-        terms |= squeezed.terms
-        if config.regularizer is not None:
-            penalty, parts = regularize(config.regularizer, latents.flatten(0, 1).flatten(1)[:, None])
-            total, terms = total + penalty, terms | parts
-        if self.follows:
-            terms["momentum"] = total.new_full((), self.momentum(progress))
-        return Loss(total, terms)
+        total, terms = self.prediction_loss(latents, targets, squeezed.z, None)
+        return self.regularized(Loss(squeezed.loss + total, terms | squeezed.terms), latents, progress)
 
     def infer(self, latents: Tensor) -> Squeezed:
         """The actions ``[B, T-1, Z]`` between the frames of ``latents`` ``[B, T, n, D]``, with the bottleneck's loss.

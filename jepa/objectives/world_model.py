@@ -55,7 +55,7 @@ class WorldModelObjective(Objective):
             )
         if config.encoder_from is not None and config.frozen is None:
             raise ConfigError("objective.encoder_from is not settled: call jepa.settling.settled(config) first")
-        self.config, self.clip, self.num_families = config, clip, num_families
+        self.config, self.clip = config, clip
         self.frozen = config.frozen is not None
         self.encoder = build_encoder(config, encoder, clip)  # type: ignore[assignment]
         self.head = head_for(config.latent, self.encoder, clip)
@@ -92,15 +92,21 @@ class WorldModelObjective(Objective):
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Raises ``ConfigError`` where actions or states are not as wide as the model's."""
-        try:
-            self.scaling.set(statistics)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        self.scaling.set(statistics)
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """``batch.clip`` ``[B, C, T, H, W]``, ``batch.actions`` ``[B, T-1, A]``, ``batch.states`` ``[B, T, S]``."""
         actions, states = self._conditions(batch)
         latents, targets = self.latents(batch.clip)
+        total, terms = self.prediction_loss(latents, targets, actions, states)
+        if self.action_reader is not None:
+            read = self.action_reader(latents)
+            error = F.mse_loss(read.float(), self.scaling.actions(actions))
+            total, terms["inverse"] = total + self.config.inverse_weight * error, error.detach()
+        return self.regularized(Loss(total, terms), latents, progress)
+
+    def prediction_loss(self, latents: Tensor, targets: Tensor, actions: Tensor, states: Tensor | None) -> Loss:
+        """The weighted errors of teacher forcing and, where there is one, of the rollout."""
         config, last = self.config, actions.shape[1]
         before = None if states is None else states[:, :last]
         error = self.error(self.learner.teacher_forced(latents[:, :last], actions, before), targets)
@@ -108,12 +114,13 @@ class WorldModelObjective(Objective):
         if self.rolls_out:
             error = self.error(*self.rollout(latents, targets, actions, states))
             total, terms["rollout"] = total + config.rollout_weight * error, error.detach()
-        if self.action_reader is not None:
-            read = self.action_reader(latents)
-            error = F.mse_loss(read.float(), self.scaling.actions(actions))
-            total, terms["inverse"] = total + config.inverse_weight * error, error.detach()
-        if config.regularizer is not None:
-            penalty, parts = regularize(config.regularizer, latents.flatten(0, 1).flatten(1)[:, None])
+        return Loss(total, terms)
+
+    def regularized(self, loss: Loss, latents: Tensor, progress: float) -> Loss:
+        """``loss`` with what keeps latents apart: the regularizer's penalty, or the momentum of the EMA."""
+        total, terms = loss
+        if self.config.regularizer is not None:
+            penalty, parts = regularize(self.config.regularizer, latents.flatten(0, 1).flatten(1)[:, None])
             total, terms = total + penalty, terms | parts
         if self.follows:
             terms["momentum"] = total.new_full((), self.momentum(progress))

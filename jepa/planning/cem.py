@@ -16,13 +16,11 @@ from jepa.planning.search import Plan, Search
 def cem(search: Search) -> Plan:
     """Gaussian samples; mean and spread move to those of the elites. The plan is the last mean (as V-JEPA 2-AC's)."""
     config, space = search.config, search.space
-    mean, std = search.start, (config.init_std * space.half_range).expand(search.shape)
+    mean, std = search.start, search.spread
     elites = mean[None]
     for _ in range(config.iterations):
         actions = space.clip(mean + std * search.normal(config.samples))
-        costs = search.costs(actions)
-        search.note(actions, costs)
-        elites = best_of(actions, costs, config.elites)
+        elites = best_of(actions, search.tried(actions), config.elites)
         mean, std = refit(search, elites, mean, std)
     return search.plan_mean(mean, elites)
 
@@ -31,7 +29,7 @@ def icem(search: Search) -> Plan:
     """CEM with coloured noise, elites that are tried again (shifted ones from the last plan too), fewer samples from
     round to round, the mean among the last samples, and the best sequence seen as the plan."""
     config, space = search.config, search.space
-    mean, std = search.start, (config.init_std * space.half_range).expand(search.shape)
+    mean, std = search.start, search.spread
     keep = round(config.keep * config.elites)
     kept = search.start[:0] if search.warm is None else space.clip(search.warm.elites[:keep])
     kept = kept.reshape(-1, *search.shape)
@@ -42,9 +40,7 @@ def icem(search: Search) -> Plan:
         if iteration == config.iterations - 1 or (iteration == 0 and search.warm is not None):
             tried.append(mean[None])
         actions = torch.cat(tried)
-        costs = search.costs(actions)
-        search.note(actions, costs)
-        elites = best_of(actions, costs, config.elites)
+        elites = best_of(actions, search.tried(actions), config.elites)
         mean, std = refit(search, elites, mean, std)
         kept = elites[:keep]
     return search.plan_best(elites)

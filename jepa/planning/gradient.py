@@ -31,7 +31,7 @@ def gradient(search: Search) -> Plan:
             second.lerp_(slope.square(), 1 - _BETAS[1])
             move = first / (1 - _BETAS[0] ** step) / ((second / (1 - _BETAS[1] ** step)).sqrt() + 1e-8)
             actions = space.clip(actions - config.lr * unit * move)
-        search.note(actions, search.costs(actions))
+        search.tried(actions)
         return search.plan_best()
 
 

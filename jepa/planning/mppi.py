@@ -16,13 +16,12 @@ def mppi(search: Search) -> Plan:
     """Gaussian samples around the mean; the mean moves to their weighted mean, and the spread falls by ``std_decay``.
     The plan is the last mean."""
     config, space = search.config, search.space
-    mean, std = search.start, (config.init_std * space.half_range).expand(search.shape)
+    mean, std = search.start, search.spread
     actions = mean[None]
     for _ in range(config.iterations):
         actions = space.clip(mean + std * search.normal(config.samples))
-        costs = search.costs(actions)
-        search.note(actions, costs)
-        mean = space.clip(torch.einsum("n,nha->ha", weights(costs, config.temperature), actions))
+        shares = weights(search.tried(actions), config.temperature)
+        mean = space.clip(torch.einsum("n,nha->ha", shares, actions))
         std = torch.maximum(std * config.std_decay, config.min_std * space.half_range)
     return search.plan_mean(mean, search.best[None])
 

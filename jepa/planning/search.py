@@ -84,6 +84,11 @@ class Search:
         begin = self.space.centre.expand(self.shape) if self.warm is None else self.warm.actions
         return self.space.clip(begin)
 
+    @property
+    def spread(self) -> Tensor:
+        """``[H, A]``: the standard deviation that samples begin with."""
+        return (self.config.init_std * self.space.half_range).expand(self.shape)
+
     def normal(self, samples: int) -> Tensor:
         """White standard normal noise ``[samples, H, A]``."""
         return torch.randn(samples, *self.shape, generator=self.generator, device=self.generator.device)
@@ -101,6 +106,12 @@ class Search:
         if values.shape != (len(actions),):
             raise PlanningError(f"the cost of {len(actions)} action sequences has shape {list(values.shape)}")
         return values.float()
+
+    def tried(self, actions: Tensor) -> Tensor:
+        """``costs`` of a round that is remembered."""
+        costs = self.costs(actions)
+        self.note(actions, costs)
+        return costs
 
     def note(self, actions: Tensor, costs: Tensor) -> None:
         """Remember a round, and the best sequence if it is better than all before."""

@@ -14,5 +14,5 @@ def shooting(search: Search) -> Plan:
         actions = search.space.sample(config.samples, config.horizon, search.generator)
         if iteration == 0 and search.warm is not None:
             actions = torch.cat((search.start[None], actions[1:]))
-        search.note(actions, search.costs(actions))
+        search.tried(actions)
     return search.plan_best()

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from planning.toy import SimulatedTask, ToyModel, ToyTask, picture
+from planning.toy import SimulatedTask, ToyModel, ToyTask, picture, walk
 
 from jepa.planning import PlannerConfig, PlanningError, action_space
 from jepa.planning.agents import PlanningAgent, RandomAgent, SimulatorAgent, SubgoalConfig, frame_skip_of
@@ -93,13 +93,7 @@ def test_every_plan_begins_where_the_last_one_is_shifted_to() -> None:
 def test_subgoals_are_passed_in_turn(options: dict[str, Any]) -> None:
     way = [picture(np.array([0.1, 0.9])), picture(np.array([0.9, 0.9]))]
     agent, task = agent_of(subgoals=way, subgoal=SubgoalConfig(**options)), ToyTask(limit=200)
-    observation = task.reset(0)
-    agent.begin(observation.goal, task)
-    numbers, places = [], []
-    while not observation.success:
-        observation = task.step(agent.act(observation))
-        numbers.append(agent.goal_number)
-        places.append(observation.state)
+    numbers, places = walk(agent, task)
     assert sorted(set(numbers)) == [0, 1, 2]
     assert numbers == sorted(numbers)
     near = [min(np.abs(np.array(places) - goal).max(axis=1)) for goal in ([0.1, 0.9], [0.9, 0.9])]

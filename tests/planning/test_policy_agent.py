@@ -11,7 +11,7 @@ import pytest
 import torch
 from made_worlds import world_settings
 from PIL import Image
-from planning.toy import ToyModel, ToyTask, picture
+from planning.toy import ToyModel, ToyTask, picture, walk
 from support import error_of
 from torch import Tensor, nn
 
@@ -94,13 +94,7 @@ def test_what_it_imagines_and_its_energies() -> None:
 def test_subgoals_are_passed_in_turn() -> None:
     way = [picture(np.array([0.1, 0.9])), picture(np.array([0.9, 0.9]))]
     agent, task = agent_of(subgoals=way, subgoal=SubgoalConfig(near=0.0005, steps=100)), ToyTask(limit=200)
-    observation = task.reset(0)
-    agent.begin(observation.goal, task)
-    numbers, places = [], []
-    while not observation.success:
-        observation = task.step(agent.act(observation))
-        numbers.append(agent.goal_number)
-        places.append(observation.state)
+    numbers, places = walk(agent, task)
     assert sorted(set(numbers)) == [0, 1, 2]
     for goal in ([0.1, 0.9], [0.9, 0.9]):
         assert min(np.abs(np.array(places) - goal).max(axis=1)) < 0.05

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from jepa.planning.agents import PlanningAgent
 from jepa.types import ClipConfig
 
 SIDE = 16
@@ -106,3 +107,15 @@ class ToyModel(nn.Module):
     def step(self, memory: Memory, action: Tensor) -> tuple[Tensor, Memory]:
         latents = (memory.latents + self.gain * action[:, None, :2]).clamp(0, 1)
         return latents, memory._replace(latents=latents)
+
+
+def walk(agent: PlanningAgent, task: ToyTask) -> tuple[list[int], list[NDArray[np.float32]]]:
+    """An episode until its goal is reached: which goal the agent was planning to at every step, and where it came."""
+    observation = task.reset(0)
+    agent.begin(observation.goal, task)  # type: ignore[arg-type]
+    numbers, places = [], []
+    while not observation.success:
+        observation = task.step(agent.act(observation))
+        numbers.append(agent.goal_number)
+        places.append(observation.state)
+    return numbers, places
