@@ -71,7 +71,10 @@ class GymTask:
         return Observation(frame, state, self._goal, None, success, done)
 
     def _frame(self) -> Frame:
-        frame: Any = self.env.render()
+        try:  # some import what they draw with only now
+            frame: Any = self.env.render()
+        except gym_errors.DependencyNotInstalled as error:
+            raise TaskError(f"environment {self.name!r} needs another package: {error}") from None
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             what = f"{frame.dtype} {list(frame.shape)}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise TaskError(f"environment {self.name!r} renders {what}: frames must be uint8 [H, W, 3]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("gym_pusht", reason="the extra [pusht] is not installed")
+pytest.importorskip("gym_pusht", reason="the extra [pusht] cannot be imported", exc_type=ImportError)  # or its libGL
 
 from jepa.envs.base import SimulatedTask
 from jepa.envs.pusht import PushTConfig, PushTTask

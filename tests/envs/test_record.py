@@ -92,7 +92,7 @@ def test_stored_actions_are_those_in_force() -> None:
 
 
 def test_pusht_is_recorded(tmp_path: Path) -> None:
-    pytest.importorskip("gym_pusht", reason="the extra [pusht] is not installed")
+    pytest.importorskip("gym_pusht", reason="the extra [pusht] cannot be imported", exc_type=ImportError)
     result = record(
         RecordConfig(env="gym_pusht/PushT-v0", episodes=1, steps=60, options={"side": 32}), tmp_path, progress=False
     )

@@ -36,6 +36,7 @@ def test_rooms_by_name() -> None:
 
 
 def test_a_gymnasium_environment() -> None:
+    pytest.importorskip("pygame", reason="gymnasium draws its pendulum with pygame")
     task = open_task("Pendulum-v1")
     assert isinstance(task, GoalTask)
     first = task.reset(3)
@@ -46,6 +47,13 @@ def test_a_gymnasium_environment() -> None:
     assert np.array_equal(task.reset(3).state, first.state)
     assert not np.array_equal(task.step([2.0]).frame, first.frame)
     task.close()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = open_task("Pendulum-v1")
+    monkeypatch.setitem(sys.modules, "pygame", None)  # as if it were not installed: it is imported by the first frame
+    with pytest.raises(ValueError, match="environment 'Pendulum-v1' needs another package: pygame is not installed"):
+        task.reset(3)
 
 
 def test_success_and_the_end_come_from_the_environment() -> None:
