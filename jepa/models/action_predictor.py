@@ -97,9 +97,9 @@ class ActionPredictor(Recomputing):
         only so many steps, itself among them. Raises ``ValueError`` for other shapes.
         """
         x, table, steps = self._embed(latents, actions, states, extrinsics, grid, 0)
-        for block in self.predictor_blocks:
-            x = run_block(block, x, table, None, self.recompute_now, steps, window)
-        return self._put_out(x, steps)
+        for block, wanted in zip(self.predictor_blocks, self._wanted(latents, steps), strict=True):
+            x = run_block(block, x, table, wanted, self.recompute_now, steps, window)
+        return self._put_out(x)
 
     def extend(
         self,
@@ -120,12 +120,13 @@ class ActionPredictor(Recomputing):
             raise ValueError(f"a memory of {cache.batch} rows cannot be extended by {len(latents)}")
         x, table, steps = self._embed(latents, actions, states, extrinsics, grid, cache.seen)
         blocks: list[Pages] = []
-        for block, pages in zip(self.predictor_blocks, cache.blocks, strict=True):
+        wanted = self._wanted(latents, steps)
+        for block, pages, count in zip(self.predictor_blocks, cache.blocks, wanted, strict=True):
             assert isinstance(block, Block)
-            x, page = run(block.extend, self.recompute_now, x, table, steps, pages, window)
+            x, page = run(block.extend, self.recompute_now, x, table, steps, pages, window, count)
             blocks.append((*pages, page))
         cache = Cache(tuple(blocks), cache.seen + steps, cache.batch)
-        return self._put_out(x, steps), cache if window is None else cache.trimmed(window - 1)
+        return self._put_out(x), cache if window is None else cache.trimmed(window - 1)
 
     def _embed(
         self, latents: Tensor, actions: Tensor, states: Tensor | None, extrinsics: Tensor | None,
@@ -144,8 +145,12 @@ class ActionPredictor(Recomputing):
         head_dim = self.config.embed_dim // self.config.num_heads
         return x, coordinate_table(coordinates[None], head_dim, self.rope.frequencies), steps
 
-    def _put_out(self, x: Tensor, steps: int) -> Tensor:
-        x = x.unflatten(1, (steps, -1))[:, :, self.num_conditions :].flatten(1, 2)
+    def _wanted(self, latents: Tensor, steps: int) -> list[int | None]:
+        """How many of a step's last tokens leave each block (None: all). Of the last block's, conditioning tokens are
+        only needed as keys and values: what is put out are latents."""
+        return [None] * (self.config.depth - 1) + [latents.shape[1] // steps]
+
+    def _put_out(self, x: Tensor) -> Tensor:
         return self.predictor_proj(self.predictor_norm(x))
 
     @property

@@ -21,10 +21,10 @@ MLP_KINDS = get_args(MlpKind)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, ``[B, N, D]`` to ``[B, Nq, D]``. ``num_queries``: only the last so many tokens ask.
+    """Multi-head self-attention, ``[B, N, D]`` to ``[B, Nq, D]``.
 
     ``steps``: the tokens are so many equal parts in time, and none sees a later part, or, with ``window``, one that is
-    so many parts back.
+    so many parts back. ``num_queries``: only the last so many tokens (of every step) ask.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -37,28 +37,18 @@ class Attention(nn.Module):
         self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None,
         window: int | None = None,
     ) -> Tensor:  # fmt: skip
-        if num_queries is None:
-            q, k, v, dtype = self._all(x, rope)
-        else:
-            assert steps is None, "the last tokens of block-causal steps are not asked for anywhere"
-            dim = x.shape[-1]
-            q = linear(x[:, -num_queries:], self.qkv.weight[:dim], self.qkv.bias[:dim])
-            kv = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
-            dtype = kv.dtype
-            q = q.unflatten(-1, (self.num_heads, -1))
-            k, v = kv.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
-            if rope is not None:
-                q, k = rotate(q, rope[:, -num_queries:]), rotate(k, rope)
-        mixed = attend(q, k, v) if steps is None else attend_steps(q, k, v, steps, window)
+        q, k, v, dtype = self._all(x, rope) if num_queries is None else self._last(x, rope, num_queries, steps or 1)
+        mixed = attend(q, k, v) if steps is None else attend_steps(q, k, v, steps, window, x.shape[1] // steps)
         return self.proj(mixed.flatten(2).to(dtype))
 
     def extend(
-        self, x: Tensor, rope: Tensor | None, steps: int, past: Pages, window: int | None
-    ) -> tuple[Tensor, Page]:
+        self, x: Tensor, rope: Tensor | None, steps: int, past: Pages, window: int | None,
+        num_queries: int | None = None,
+    ) -> tuple[Tensor, Page]:  # fmt: skip
         """``forward`` of the ``steps`` steps ``x`` that follow those of ``past``; also their own keys and values."""
-        q, k, v, dtype = self._all(x, rope)
+        q, k, v, dtype = self._all(x, rope) if num_queries is None else self._last(x, rope, num_queries, steps)
         page = Page(k.contiguous(), v.contiguous(), steps)  # views would keep the memory of q as well
-        mixed = attend_steps(q, *joined((*past, page), len(x)), steps, window)
+        mixed = attend_steps(q, *joined((*past, page), len(x)), steps, window, x.shape[1] // steps)
         return self.proj(mixed.flatten(2).to(dtype)), page
 
     def _all(self, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
@@ -68,6 +58,25 @@ class Attention(nn.Module):
         qkv = qkv.unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.unbind(2) if rope is None else rotate_qkv(qkv, rope)
         return q, k, v, dtype
+
+    def _last(
+        self, x: Tensor, rope: Tensor | None, num_queries: int, steps: int
+    ) -> tuple[Tensor, Tensor, Tensor, torch.dtype]:
+        """As ``_all``, but with queries ``[B, steps * num_queries, H, E]`` of the last tokens of every step."""
+        dim = x.shape[-1]
+        q = linear(last_tokens(x, num_queries, steps), self.qkv.weight[:dim], self.qkv.bias[:dim])
+        kv = linear(x, self.qkv.weight[dim:], self.qkv.bias[dim:])
+        dtype = kv.dtype
+        q = q.unflatten(-1, (self.num_heads, -1))
+        k, v = kv.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        if rope is not None:
+            q, k = rotate(q, last_tokens(rope, num_queries, steps)), rotate(k, rope)
+        return q, k, v, dtype
+
+
+def last_tokens(x: Tensor, count: int, steps: int) -> Tensor:
+    """The last ``count`` tokens of each of ``steps`` equal parts of ``x`` ``[B, N, ...]``."""
+    return x[:, -count:] if steps == 1 else x.unflatten(1, (steps, -1))[:, :, -count:].flatten(1, 2)
 
 
 class Mlp(nn.Module):
@@ -101,7 +110,7 @@ class SwiGlu(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, ``[B, N, D]`` to ``[B, N, D]``, or to ``[B, num_queries, D]`` for the last tokens."""
+    """Pre-norm transformer block, ``[B, N, D]`` to ``[B, Nq, D]``; the arguments are those of ``Attention``."""
 
     def __init__(
         self, dim: int, num_heads: int, mlp_ratio: float, mlp: MlpKind = "gelu", norm_eps: float = 1e-6
@@ -116,16 +125,18 @@ class Block(nn.Module):
         self, x: Tensor, rope: Tensor | None, num_queries: int | None = None, steps: int | None = None,
         window: int | None = None,
     ) -> Tensor:  # fmt: skip
-        residual = x if num_queries is None else x[:, -num_queries:]
+        residual = x if num_queries is None else last_tokens(x, num_queries, steps or 1)
         x = residual + self.attn(self.norm1(x), rope, num_queries, steps, window)
         return x + self.mlp(self.norm2(x))
 
     def extend(
-        self, x: Tensor, rope: Tensor | None, steps: int, past: Pages, window: int | None
-    ) -> tuple[Tensor, Page]:
+        self, x: Tensor, rope: Tensor | None, steps: int, past: Pages, window: int | None,
+        num_queries: int | None = None,
+    ) -> tuple[Tensor, Page]:  # fmt: skip
         """``forward`` of the steps that follow those of ``past`` (``jepa.models.memory``), and their own page."""
-        mixed, page = self.attn.extend(self.norm1(x), rope, steps, past, window)
-        x = x + mixed
+        residual = x if num_queries is None else last_tokens(x, num_queries, steps)
+        mixed, page = self.attn.extend(self.norm1(x), rope, steps, past, window, num_queries)
+        x = residual + mixed
         return x + self.mlp(self.norm2(x)), page
 
 

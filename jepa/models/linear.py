@@ -55,19 +55,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2)
 
 
-def attend_steps(q: Tensor, k: Tensor, v: Tensor, steps: int, window: int | None = None) -> Tensor:
+def attend_steps(
+    q: Tensor, k: Tensor, v: Tensor, steps: int, window: int | None = None, length: int | None = None
+) -> Tensor:
     """Block-causal attention: the tokens of a step see their own step and all earlier ones; ``[B, Nq, H, E]``.
 
-    ``q`` is ``steps`` equal parts, the last ones of ``k`` and ``v``, which may begin with earlier steps. ``window``:
-    only so many steps are seen, their own among them. Step by step, so that no N x N mask exists: memory grows with N
-    alone.
+    ``q`` is ``steps`` equal parts; ``k`` and ``v`` are these steps, of ``length`` tokens each (default: as many as ask
+    in ``q``), and may begin with earlier ones. ``window``: only so many steps are seen, their own among them. Step by
+    step, so that no N x N mask exists: memory grows with N alone.
     """
-    length = q.shape[1] // steps
-    if length * steps != q.shape[1]:
+    asking = q.shape[1] // steps
+    if asking * steps != q.shape[1]:
         raise ValueError(f"{q.shape[1]} tokens are not {steps} equal steps")
-    mixed, earlier = [], k.shape[1] - q.shape[1]
-    for end in range(length, q.shape[1] + 1, length):
-        last = earlier + end
-        first = 0 if window is None else max(0, last - window * length)
-        mixed.append(attend(q[:, end - length : end], k[:, first:last], v[:, first:last]))
-    return torch.cat(mixed, dim=1)
+    length, mixed = length or asking, []
+    for step in range(steps):
+        end = k.shape[1] - (steps - 1 - step) * length
+        first = 0 if window is None else max(0, end - window * length)
+        mixed.append(attend(q[:, step * asking : (step + 1) * asking], k[:, first:end], v[:, first:end]))
+    return mixed[0] if steps == 1 else torch.cat(mixed, dim=1)

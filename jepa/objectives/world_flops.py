@@ -42,23 +42,27 @@ def steps_flops(
     ``input_grad``: latents need a gradient. ``remembered_only``: predictions are not used, only what later steps see.
     """
     length = tokens + predictor.num_conditions
-    pairs = sum(
-        length * length * (seen if window is None else min(seen, window))
-        for seen in range(earlier + 1, earlier + steps + 1)
-    )
+    seen = sum(
+        length * (number if window is None else min(number, window))
+        for number in range(earlier + 1, earlier + steps + 1)
+    )  # keys that one token of every step sees
     conditions = [predictor.action_encoder, predictor.state_encoder]
     total = _WEIGHTS_ONLY * sum(linear_flops(module, steps) for module in conditions if module is not None)
     total += (TRAINED if input_grad else _WEIGHTS_ONLY) * linear_flops(predictor.predictor_embed, steps * tokens)
     total += (1 if remembered_only else TRAINED) * linear_flops(predictor.predictor_proj, steps * tokens)
     for number, block in enumerate(predictor.predictor_blocks, start=1):
         assert isinstance(block, Block)
-        keys, rest = linear_flops(block.attn.qkv, steps * length), _rest(block, steps * length, pairs)
-        unused = remembered_only and number == len(predictor.predictor_blocks)
-        total += TRAINED * keys + (1 if unused else TRAINED) * rest
+        last = number == len(predictor.predictor_blocks)
+        keys_values, asking = 2 / 3 * linear_flops(block.attn.qkv, steps * length), tokens if last else length
+        total += TRAINED * keys_values + (1 if last and remembered_only else TRAINED) * _asking(
+            block, steps * asking, asking * seen
+        )
     return total
 
 
-def _rest(block: Block, tokens: int, pairs: int) -> float:
-    """A block without its queries, keys and values: ``pairs`` of tokens that see each other, projection, MLP."""
+def _asking(block: Block, tokens: int, pairs: int) -> float:
+    """A block without its keys and values: queries of ``tokens``, ``pairs`` of who asks and who is seen, projection,
+    MLP."""
     parts: tuple[nn.Module, ...] = (block.attn.proj, block.mlp)
-    return 4.0 * pairs * block.attn.proj.in_features + sum(linear_flops(part, tokens) for part in parts)
+    width = block.attn.proj.in_features
+    return 2.0 * tokens * width**2 + 4.0 * pairs * width + sum(linear_flops(part, tokens) for part in parts)
