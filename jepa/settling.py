@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jepa.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
-from jepa.data.loader import eval_batches
 from jepa.data.settings import open_data
+from jepa.data.trajectories.statistics import check_widths
 from jepa.load import load
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.timm_config import TimmConfig
@@ -203,10 +203,10 @@ def _with_parts(config: TrainConfig, model: str, encoder: EncoderConfig, own: Cl
 def data_widths(config: TrainConfig) -> tuple[int, int]:
     """Numbers of an action and of a state (0: there are none) of the data. Raises ``ConfigError`` without actions."""
     sources, _ = open_data(config.data, config.clip)
-    batch = next(eval_batches(sources, config.clip, 1))
-    if batch.actions is None:
+    widths = check_widths(sources)  # of the first episode that can be used: one that cannot is counted, not fatal
+    if widths is None:
         raise ConfigError(
             f"data source {sources[0].config.path} has no actions: a world model is trained on trajectories, as "
             "{path: ..., trajectory: {}} reads them"
         )
-    return batch.actions.shape[-1], 0 if batch.states is None else batch.states.shape[-1]
+    return widths

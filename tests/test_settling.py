@@ -129,3 +129,16 @@ def test_other_objectives_are_left_alone(settings: dict[str, Any]) -> None:
     config = from_dict(TrainConfig, settings)
     assert settled(config) is config
     assert np.isclose(config.augment.flip, 0.5)
+
+
+@pytest.mark.parametrize("spoilt", ["short", "broken"])
+def test_the_widths_are_those_of_the_first_episode_that_can_be_used(tmp_path: Path, spoilt: str) -> None:
+    settings = merge(world_settings(tmp_path), {"data": {"max_failed": 0.3}})
+    first = tmp_path / "worlds" / "episode_00000.npz"
+    if spoilt == "broken":
+        first.write_bytes(b"no archive")
+    else:
+        arrays = dict(np.load(first))
+        np.savez(first, **{name: array[:2] for name, array in arrays.items()})
+    model = load_world_model(fit(from_dict(TrainConfig, settings)).parent.parent)
+    assert (model.scaling.action_mean.shape, model.scaling.state_mean.shape) == ((2,), (3,))

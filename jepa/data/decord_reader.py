@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import Any, BinaryIO
 
@@ -14,8 +15,14 @@ from jepa.data.video import VideoError, VideoReader, is_url, one_line, resize_fr
 # frames of some sound files
 os.environ.setdefault("DECORD_EOF_RETRY_MAX", "2048")
 
-import decord
-from decord._ffi.base import DECORDError
+# decord shows the symbols of its libraries to all that are loaded later, and with its old zlib no environment of pygame
+# could read a PNG any more
+_shown, ctypes.RTLD_GLOBAL = ctypes.RTLD_GLOBAL, ctypes.RTLD_LOCAL  # type: ignore[misc]
+try:
+    import decord
+    from decord._ffi.base import DECORDError
+finally:
+    ctypes.RTLD_GLOBAL = _shown  # type: ignore[misc]
 
 decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's own lines on stderr; what matters comes as an exception
 

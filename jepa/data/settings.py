@@ -21,6 +21,8 @@ class DataConfig:
     """Sources and how they are read.
 
     ``validation`` sources, or else ``holdout`` videos of ``sources`` that training then never sees, feed the monitor.
+    ``limit``: train on only so many of the other videos (None: all); those of a smaller limit are among those of a
+    larger one, whatever the run's seed.
     ``clips_per_video`` consecutive clips of a batch come from one video, spread over it. ``short_video`` says what
     happens to a video shorter than the clip: ``hold`` its last frame, ``loop`` it, or ``skip`` it. Files are decoded
     with their shorter side at most ``decode_short_side`` pixels (None: ``clip.short_side``, else 1.15 * crop_size, so
@@ -36,6 +38,7 @@ class DataConfig:
     sources: list[SourceConfig]
     validation: list[SourceConfig] = field(default_factory=list)
     holdout: int = 0
+    limit: int | None = None
     clips_per_video: int = 1
     short_video: ShortVideo = "hold"
     decode_short_side: int | None = None
@@ -56,6 +59,8 @@ class DataConfig:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit must be at least 1 video, not {self.limit}: leave it out for all")
         if not 0 <= self.max_failed <= 1:
             raise ValueError(f"max_failed must lie between 0 and 1, not {self.max_failed}")
         if self.decode_short_side is not None and self.decode_short_side < 1:
@@ -78,12 +83,13 @@ def open_data(data: DataConfig, clip: ClipConfig) -> tuple[list[Source], list[So
     check_widths(train)
     if data.cache_mb:
         _add_cache(train, data.cache_mb)
+    evaluated = eval_options(clip, data.reader, data.short_video)
     if data.validation:
-        evaluated = replace(eval_options(clip, data.reader, data.short_video), shard_cache_gb=data.shard_cache_gb)
+        evaluated = replace(evaluated, shard_cache_gb=data.shard_cache_gb)
         validation = [open_source(config, evaluated, train[0].class_names) for config in data.validation]
         check_widths([*train, *validation])
-        return train, validation
-    return _hold_out(train, data.holdout, eval_options(clip, data.reader, data.short_video))
+        return _split(train, 0, data.limit, evaluated)[0], validation
+    return _split(train, data.holdout, data.limit, evaluated)
 
 
 def share_classes(sources: list[Source]) -> list[Source]:
@@ -105,24 +111,32 @@ def _add_cache(sources: list[Source], megabytes: float) -> None:
         source.options, source.slots = replace(source.options, cache=cache), slots
 
 
-def _hold_out(sources: list[Source], count: int, options: ReadOptions) -> tuple[list[Source], list[Source]]:
-    """Take ``count`` videos out of the sources, in proportion to their sizes; every item of a video goes along."""
-    if not count:
+def _split(
+    sources: list[Source], holdout: int, limit: int | None, options: ReadOptions
+) -> tuple[list[Source], list[Source]]:
+    """Take ``holdout`` videos out of the sources, in proportion to their sizes, and ``limit`` others to train on (None:
+    all others); every item of a video goes along."""
+    if not holdout and limit is None:
         return sources, []
     tables = [source.file_ids() for source in sources]
     videos = sum(int(table.max()) + 1 for table in tables)
-    if count >= videos:
-        raise ConfigError(f"holdout {count} leaves nothing to train on: the sources have {videos} videos")
+    if holdout >= videos:
+        raise ConfigError(f"holdout {holdout} leaves nothing to train on: the sources have {videos} videos")
+    if limit is not None and limit > videos - holdout:
+        raise ConfigError(f"limit {limit} is more than the {videos - holdout} videos that there are to train on")
+    order = stream(0, HOLDOUT).permutation(videos)  # not the run's seed: fixed sets
+    out, into = np.zeros((2, videos), dtype=bool)
+    out[order[:holdout]] = True
+    into[order[holdout:][:limit]] = True
     train, held, first = [], [], 0
-    taken = np.zeros(videos, dtype=bool)
-    taken[stream(0, HOLDOUT).permutation(videos)[:count]] = True  # not the run's seed: a fixed set
     for source, table in zip(sources, tables, strict=True):
-        out = taken[first + table]
+        taken, used = out[first + table], into[first + table]
         first += int(table.max()) + 1
-        if out.all():
-            raise ConfigError(f"holdout {count} leaves nothing of {source.config.path}: lower it or set validation")
-        train.append(source.subset(np.flatnonzero(~out)))
-        if out.any():
-            kept = source.subset(np.flatnonzero(out))
-            held.append(replace(kept, options=options, slots=None))
+        if not used.any():
+            name, value = ("holdout", holdout) if limit is None else ("limit", limit)
+            how = "lower it or set validation" if limit is None else "raise it or remove the source"
+            raise ConfigError(f"{name} {value} leaves nothing of {source.config.path}: {how}")
+        train.append(source.subset(np.flatnonzero(used)))
+        if taken.any():
+            held.append(replace(source.subset(np.flatnonzero(taken)), options=options, slots=None))
     return train, held

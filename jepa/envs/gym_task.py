@@ -31,6 +31,10 @@ class GymTask:
 
     def __init__(self, name: str, goal: str | None = None, fps: float | None = None, **options: Any) -> None:
         self.name = name
+        if fps is not None and not (isinstance(fps, int | float) and fps > 0):
+            raise TaskError(f"environment {name!r}: option fps must be a positive number, not {fps!r}")
+        if goal is not None and not isinstance(goal, str):
+            raise TaskError(f"environment {name!r}: option goal must be the path of an image, not {goal!r}")
         self.env = make(name, options)
         space = self.env.action_space
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from jepa.config import to_dict
 from jepa.data.trajectories.writer import EpisodeWriter
-from jepa.envs.base import GoalTask, TaskError
+from jepa.envs.base import GoalTask, TaskError, check_action
 from jepa.envs.policies import open_policy
 from jepa.envs.tasks import open_task
 
@@ -55,11 +55,13 @@ class Recorded(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """``frames`` uint8 ``[T, H, W, 3]``, ``actions`` float32 ``[T-1, A]``, ``states`` float32 ``[T, S]`` or None."""
+    """``frames`` uint8 ``[T, H, W, 3]``, ``actions`` float32 ``[T-1, A]``, ``states`` float32 ``[T, S]`` or None, and
+    the seconds ``times`` ``[T]`` where the frames do not come evenly."""
 
     frames: np.ndarray
     actions: np.ndarray
     states: np.ndarray | None
+    times: np.ndarray | None = None
 
 
 def record_episode(task: GoalTask, config: RecordConfig, number: int) -> Arrays:
@@ -69,17 +71,22 @@ def record_episode(task: GoalTask, config: RecordConfig, number: int) -> Arrays:
     seen = task.reset(int(streams[1].generate_state(1)[0] >> 1))  # below 2^31: some environments take no more
     frames, states, actions = [seen.frame], [seen.state], []
     for _ in range(config.steps):
-        action = np.asarray(policy(seen), dtype=np.float32)
+        action = check_action(policy(seen), task.action_low, task.action_high)  # what is stored is what was done
+        held = 0
         for _ in range(config.hold):
-            seen = task.step(action)
+            seen, held = task.step(action), held + 1
             if seen.done and not task.goes_on:
                 break
-        actions.append(np.clip(action, task.action_low, task.action_high))  # what was done, not what was asked for
+        actions.append(action)
         frames.append(seen.frame)
         states.append(seen.state)
         if seen.done and not task.goes_on:
             break
-    return Arrays(np.stack(frames), np.stack(actions), np.stack(states) if len(seen.state) else None)
+    times = None
+    if held < config.hold:  # it ended while an action was held
+        times = np.arange(len(frames)) * config.hold / task.fps
+        times[-1] = times[-2] + held / task.fps
+    return Arrays(np.stack(frames), np.stack(actions), np.stack(states) if len(seen.state) else None, times)
 
 
 def recording_meta(config: RecordConfig, task: GoalTask) -> dict[str, Any]:
@@ -100,6 +107,8 @@ def record(config: RecordConfig, folder: str | Path, workers: int | None = 1, pr
 
     Raises ``ValueError`` for an environment, option or policy that cannot be had, and for a folder of other settings.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
     task = open_task(config.env, **config.options)
     try:
         open_policy(config.policy, task, np.random.default_rng(0))  # a wrong name is told before anything is written
@@ -112,7 +121,7 @@ def record(config: RecordConfig, folder: str | Path, workers: int | None = 1, pr
         )  # fmt: skip
         frames = short = 0
         with bar:
-            for length in _lengths(task, writer, config, todo, workers or os.cpu_count() or 1):
+            for length in _lengths(task, writer, config, todo, os.cpu_count() or 1 if workers is None else workers):
                 frames, short = frames + length, short + (length <= config.steps)
                 bar.update()
     finally:
@@ -139,7 +148,7 @@ def _lengths(
 
 def _write(task: GoalTask, writer: EpisodeWriter, config: RecordConfig, number: int) -> int:
     episode = record_episode(task, config, number)
-    writer.write(number, episode.frames, episode.actions, episode.states)
+    writer.write(number, episode.frames, episode.actions, episode.states, episode.times)
     return len(episode.frames)
 
 

@@ -188,6 +188,30 @@ def test_holdout_keeps_videos_out_of_training(video_folder):
         open_data(dataclasses.replace(data, holdout=12), CLIP)
 
 
+def test_a_limit_takes_nested_parts_of_what_is_not_held_out(video_folder):
+    data = DataConfig(sources=[SourceConfig(path=str(video_folder))], holdout=4, workers=0)
+    rest = set(open_data(data, CLIP)[0][0].paths)
+    kept = []
+    for limit in (1, 3, len(rest)):
+        (train,), (held,) = open_data(dataclasses.replace(data, limit=limit), CLIP)
+        assert len(train) == limit
+        assert held.paths == open_data(data, CLIP)[1][0].paths
+        kept.append(set(train.paths))
+    assert kept[0] < kept[1] < kept[2] == rest
+    given = dataclasses.replace(data, holdout=0, validation=data.sources, limit=2)
+    assert [len(sources[0]) for sources in open_data(given, CLIP)] == [2, 12]
+    for limit, message in (
+        (9, "limit 9 is more than the 8 videos that there are to train on"),
+        (0, "limit must be at least 1 video, not 0: leave it out for all"),
+    ):
+        with pytest.raises(ValueError) as error:
+            open_data(dataclasses.replace(data, limit=limit), CLIP)
+        assert str(error.value) == message
+    two = dataclasses.replace(data, sources=[*data.sources, *data.sources], limit=1)
+    with pytest.raises(ConfigError, match=r"limit 1 leaves nothing of .*: raise it or remove the source"):
+        open_data(two, CLIP)
+
+
 def test_eval_batches_are_ordered_complete_and_repeatable(spoiled):
     source = open_source(SourceConfig(path=str(spoiled)), eval_options(CLIP))
     failures: list[Failure] = []

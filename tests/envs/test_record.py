@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from support import error_of
 
 from app.cli import main
+from jepa.data.trajectories.opening import open_trajectories
+from jepa.envs.base import TaskError
 from jepa.envs.record import RecordConfig, record, record_episode
 from jepa.envs.tasks import open_task
 
@@ -111,6 +114,15 @@ def test_pusht_is_recorded(tmp_path: Path) -> None:
         (["rooms", "--episodes", "1", "--set", "rooms"], "override 'rooms' must look like key.sub_key=value"),
         (["rooms", "--episodes", "1", "--set", "sid=3"], "unknown config key 'sid', did you mean 'side'?"),
         (
+            ["Pendulum-v1", "--episodes", "1", "--set", "fps=abc"],
+            "environment 'Pendulum-v1': option fps must be a positive number, not 'abc'",
+        ),
+        (
+            ["Pendulum-v1", "--episodes", "1", "--set", "goal=3"],
+            "environment 'Pendulum-v1': option goal must be the path of an image, not 3",
+        ),
+        (["rooms", "--episodes", "1", "--workers", "-1"], "workers must be at least 1, not -1"),
+        (
             ["rooms", "--episodes", "1", "--policy", "smoth"],
             "unknown policy 'smoth', did you mean 'smooth'?; or give MODULE:FUNCTION",
         ),
@@ -122,3 +134,30 @@ def test_wrong_command_lines(
     printed = error_of(["data", "record", *arguments, "--out", str(tmp_path / "out")], capsys)
     assert printed == f"jepa: error: {message}"
     assert not (tmp_path / "out").exists()
+
+
+def test_frames_after_an_end_in_the_middle_of_a_held_action_have_times(tmp_path: Path) -> None:
+    options = {"length": 8}  # 5 frames per second; held for 3 steps: frames after 3, 6 and 8 steps
+    config = RecordConfig(
+        env="envs.fake_task:Line", episodes=1, steps=5, hold=3, policy="envs.fake_task:half", options=options
+    )
+    record(config, tmp_path, progress=False)
+    data = episode(tmp_path, 0)
+    assert np.allclose(data["times"], [0.0, 0.6, 1.2, 1.6], atol=1e-12)
+    track = open_trajectories(str(tmp_path)).track(0)
+    assert np.allclose(track.action_edges, [0.0, 0.6, 1.2, 1.6], atol=1e-12)
+    record(replace(config, hold=2), tmp_path / "even", progress=False)
+    assert "times" not in episode(tmp_path / "even", 0)
+
+
+def test_settings_with_which_nothing_was_recorded_do_not_bind(tmp_path: Path) -> None:
+    wrong = RecordConfig(env="envs.fake_task:Line", episodes=1, policy="envs.fake_task:wrong")
+    with pytest.raises(TaskError, match="an action of this environment has 1 numbers"):
+        record(wrong, tmp_path, progress=False)
+    record(replace(wrong, policy="envs.fake_task:half"), tmp_path, progress=False)
+    assert json.loads((tmp_path / "trajectories.json").read_text())["policy"] == "envs.fake_task:half"
+    with pytest.raises(ValueError, match="holds episodes of other settings"):
+        record(wrong, tmp_path, progress=False)
+    (tmp_path / "episode_00000.npz").rename(tmp_path / "mine.npz")  # what somebody else wrote is not taken over
+    with pytest.raises(ValueError, match="holds episodes of other settings"):
+        record(wrong, tmp_path, progress=False)

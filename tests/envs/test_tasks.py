@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -168,3 +169,13 @@ def test_modules_of_the_folder_at_hand_are_found(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     assert isinstance(open_task("my_own_world:make"), fake_task.Line)
+
+
+def test_environments_draw_after_videos_were_read() -> None:
+    """In a process of its own: which library of two finds which symbols depends on what is loaded first."""
+    code = (
+        "from jepa.data.video import available_backends; from jepa.envs.tasks import open_task; available_backends(); "
+        "print(open_task('Pendulum-v1').reset(0).frame.shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["(500, 500, 3)"], done.stderr

@@ -48,6 +48,7 @@ class Trajectories(ABC):
         self.action_high: NDArray[np.float32] | None = None
         self.state_names: tuple[str, ...] = ()
         self._tracks: dict[int, Track] = {}
+        self._widths: tuple[int, int] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -83,22 +84,36 @@ class Trajectories(ABC):
         return len(self.track(number).frame_times)
 
     def widths(self) -> tuple[int, int]:
-        """Width of actions and of states (0: none), of the first episode that can be used. Raises ``ConfigError`` with
-        what is wrong with the first one where none of the first twenty can."""
+        """Width of actions and of states (0: none), of the first episode that can be used: those of all others must be
+        the same. Raises ``ConfigError`` with what is wrong with the first one where none of the first twenty can."""
         problems: list[str] = []
         for number in range(min(len(self), _TRIED)):
+            if self._widths is not None:
+                break
             try:
-                found = self.window_of_all(number, ClipConfig(num_frames=1))
+                self._widths = _widths_of(whole(self.track(number), self.rules, ClipConfig(num_frames=1)))
             except (VideoError, ShortVideoError) as error:
                 problems.append(str(error))
-                continue
-            return found.actions.shape[1], 0 if found.states is None else found.states.shape[1]
-        raise ConfigError(f"data source {self.path}: {problems[0]}")
+        if self._widths is None:
+            raise ConfigError(f"data source {self.path}: {problems[0] if problems else 'it holds no episode'}")
+        if self.state_names and len(self.state_names) != self._widths[1]:
+            raise ConfigError(
+                f"data source {self.path} names {len(self.state_names)} columns of states "
+                f"({', '.join(self.state_names)}), but its states have {self._widths[1]}: name each of them, or none"
+            )
+        return self._widths
+
+    def _of_one_width(self, number: int, window: Window) -> Window:
+        """The window, unless its episode has more or fewer columns than others, which no batch could hold."""
+        for what, found, other in zip(("actions", "states"), _widths_of(window), self.widths(), strict=True):
+            if found != other:
+                raise TrajectoryError(f"{self.names[number]} has {what} of width {found}, other episodes of {other}")
+        return window
 
     def window_of_all(self, number: int, clip: ClipConfig) -> Window:
         """The frame numbers, actions and states of the whole episode at the clip's rate (its number of frames does not
         matter). Raises ``VideoError`` or ``ShortVideoError``."""
-        return whole(self.track(number), self.rules, clip)
+        return self._of_one_width(number, whole(self.track(number), self.rules, clip))
 
     def read(
         self, number: int, indices: Sequence[int] | NDArray[np.integer], options: ReadOptions
@@ -119,6 +134,7 @@ class Trajectories(ABC):
         rule for short videos."""
         self._check_pictures(number, video)
         window = choose_window(self.track(number), self.rules, clip, request.rng, request.segment)
+        self._of_one_width(number, window)
         return RawClip(
             video.read(window.indices), window.start_s, window.end_s, -1, video.info, len(np.unique(window.indices)),
             window.actions, window.states,
@@ -136,6 +152,10 @@ class Trajectories(ABC):
         """Add what the episodes are and how they are read, but not where they lie, to a hash."""
         digest.update(repr((type(self).__name__, to_dict(self.config))).encode())
         digest.update(np.array([self.size(number) for number in numbers], dtype=np.int64).tobytes())
+
+
+def _widths_of(window: Window) -> tuple[int, int]:
+    return window.actions.shape[1], 0 if window.states is None else window.states.shape[1]
 
 
 def make_rules(config: TrajectoryConfig, angles: tuple[int, ...], euler: tuple[int, ...], auto: str = "mean") -> Rules:

@@ -47,7 +47,24 @@ def read_meta(folder: Path) -> dict[str, Any]:
     fps = found.get("fps") if isinstance(found, dict) else 0
     if not isinstance(found, dict) or (fps is not None and not (isinstance(fps, int | float) and fps > 0)):
         raise ConfigError(f"{path} must be a mapping in which fps, if it is there, is a positive number")
+    for key in ("action_low", "action_high"):
+        values = found.get(key)
+        if values is not None and not (isinstance(values, list) and all(isinstance(v, int | float) for v in values)):
+            raise ConfigError(f"{path}: {key} must be a list of numbers, one for each column, not {values!r}")
+    names = found.get("state_names")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"{path}: state_names must be a list of names, one for each column, not {names!r}")
     return found
+
+
+def stated_fps(file: ArrayFile) -> float | None:
+    """The frame rate that a file of arrays says. Raises ``TrajectoryError`` for one that is none."""
+    if "fps" not in file.names:
+        return None
+    found = file.get("fps")
+    if found.size != 1 or found.dtype.kind not in "fiu" or not 0 < found.item() < np.inf:
+        raise TrajectoryError(f"{file.path}: fps must be one positive number, not {found.tolist()!r}")
+    return float(found.item())
 
 
 def find_videos(path: str) -> dict[str, str]:
@@ -61,7 +78,19 @@ def find_videos(path: str) -> dict[str, str]:
     return {stem: stem + suffix for stem, suffix in split if suffix.lower() in VIDEO_SUFFIXES}
 
 
-class EpisodeFiles(Trajectories):
+class StatedEpisodes(Trajectories):
+    """Episodes whose ``trajectories.json`` may say what their columns are."""
+
+    def _take(self, meta: dict[str, Any]) -> None:
+        """What it says of all columns says nothing of others that ``actions`` and ``states`` choose."""
+        low, high = meta.get("action_low"), meta.get("action_high")
+        if low is not None and high is not None and set(self.config.actions) <= set(ACTIONS):
+            self.action_low, self.action_high = np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
+        if set(self.config.states) <= set(STATES):
+            self.state_names = tuple(meta.get("state_names") or ())
+
+
+class EpisodeFiles(StatedEpisodes):
     """One file of arrays for each episode."""
 
     def __init__(self, path: str, config: TrajectoryConfig) -> None:
@@ -70,10 +99,7 @@ class EpisodeFiles(Trajectories):
         self._videos = find_videos(path)
         meta = read_meta(Path(path) if os.path.isdir(path) else Path(path).parent)
         self._fps: float | None = meta.get("fps") if config.fps is None else config.fps
-        self.state_names = tuple(map(str, meta.get("state_names") or ()))
-        low, high = meta.get("action_low"), meta.get("action_high")
-        if low is not None and high is not None:
-            self.action_low, self.action_high = np.array(low, dtype=np.float32), np.array(high, dtype=np.float32)
+        self._take(meta)
 
     def size(self, number: int) -> int:
         video = self._video(self.names[number])
@@ -104,8 +130,7 @@ class EpisodeFiles(Trajectories):
                 check_frames(path, pictures[0], shape, file.part(pictures[0]).dtype, (4, 5))
                 axis = camera_axis(f"{path}: {pictures[0]}", shape, 4, pictures[1])
                 count = shape[0] if axis is None else shape[1]
-                if fps is None and "fps" in file.names:
-                    fps = float(file.get("fps"))
+                fps = stated_fps(file) if fps is None else fps
             else:
                 video = self._video(path)
                 if video is None:
@@ -149,7 +174,7 @@ class EpisodeFiles(Trajectories):
         return open_video(video, options.backend, options.short_side, options.interpolation)
 
 
-class ManyEpisodes(Trajectories):
+class ManyEpisodes(StatedEpisodes):
     """One .npz of many episodes: frames ``[E, T, H, W, 3]`` or ``[E, cameras, T, H, W, 3]``, actions ``[E, K, A]``,
     states ``[E, N, S]``, and, where episodes end before T, ``lengths`` ``[E]``."""
 
@@ -168,7 +193,7 @@ class ManyEpisodes(Trajectories):
             }
             times = {name: file.get(name) for name in ("times", "action_times", "state_times") if name in file.names}
             lengths = file.get("lengths") if "lengths" in file.names else None
-            fps = float(file.get("fps")) if "fps" in file.names else None
+            fps = stated_fps(file)
         for name, array in arrays.items():
             if array is not None and (array.ndim != 3 or len(array) != shape[0]):
                 raise ConfigError(f"{path}: {name} {list(array.shape)} do not belong to frames {list(shape)}")
@@ -179,6 +204,7 @@ class ManyEpisodes(Trajectories):
             raise ConfigError(f"{path}: lengths {list(self._lengths.shape)} do not belong to frames {list(shape)}")
         self._fps: float | None = config.fps or fps or meta.get("fps")
         super().__init__(path, config, [f"{path}[{number}]" for number in range(shape[0])])
+        self._take(meta)
 
     def size(self, number: int) -> int:
         return int(self._lengths[number])

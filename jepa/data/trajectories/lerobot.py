@@ -7,6 +7,7 @@ tables in ``meta/episodes`` say which rows and which seconds of a video are an e
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -76,12 +77,15 @@ class LeRobot(Trajectories):
         return chosen[0]
 
     def _column_names(self, features: Sequence[str]) -> tuple[str, ...]:
+        """Names of all columns, none where the data set does not name each: some name only the feature itself."""
         found: list[str] = []
+        width = 0
         for feature in features:
             names = self.features[feature].get("names")
             lists = list(names.values()) if isinstance(names, Mapping) else [names]
             found += [str(name) for part in lists if isinstance(part, list) for name in part]
-        return tuple(found)
+            width += math.prod(self.features[feature].get("shape", ()))
+        return tuple(found) if len(found) == width else ()
 
     @property
     def has_videos(self) -> bool:

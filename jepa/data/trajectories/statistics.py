@@ -58,9 +58,10 @@ class Moments:
 
 def check_widths(sources: Sequence[Source]) -> tuple[int, int] | None:
     """Width of the actions and states of the sources with trajectories, None where there are none. Raises
-    ``ConfigError`` for sources that differ."""
+    ``ConfigError`` for sources that differ, or whose states are known to be of other things."""
     known: tuple[int, int] | None = None
     first = ""
+    named: Source | None = None
     for source in sources:
         if source.trajectories is None:
             continue
@@ -73,7 +74,24 @@ def check_widths(sources: Sequence[Source]) -> tuple[int, int] | None:
                     f"data source {source.config.path} has {what} of width {other}, but {first} of width {one}: a run "
                     f"takes {what} of one width (choose columns with trajectory.{what})"
                 )
+        named = _check_names(source, named)
     return known
+
+
+def _check_names(source: Source, named: Source | None) -> Source | None:
+    """The first source that names its states. Raises ``ConfigError`` where the source at hand names them otherwise."""
+    assert source.trajectories is not None
+    names = source.trajectories.state_names
+    if named is None or not names:
+        return named or (source if names else None)
+    assert named.trajectories is not None
+    if names != named.trajectories.state_names:
+        raise ConfigError(
+            f"data source {source.config.path} has states {', '.join(names)}, but {named.config.path} has "
+            f"{', '.join(named.trajectories.state_names)}: a run takes states of one kind (name them alike in "
+            "trajectories.json or meta/info.json, or choose columns with trajectory.states)"
+        )
+    return named
 
 
 def measure(sources: Sequence[Source], clip: ClipConfig) -> tuple[Statistics, list[Failure]]:
@@ -120,10 +138,6 @@ def _add_source(source: Source, clip: ClipConfig, actions: Moments, states: Mome
                 raise ShortVideoError(
                     f"{name} has {len(window.instants)} frames at the clip's rate, the clip needs {clip.num_frames}"
                 )
-            for what, rows, known in (("actions", window.actions, actions), ("states", window.states, states)):
-                width = 0 if rows is None else rows.shape[1]
-                if width != len(known.mean):
-                    raise VideoError(f"{name} has {what} of width {width}, other episodes of {len(known.mean)}")
         except (VideoError, ShortVideoError) as error:
             failures.append(Failure(name, str(error), isinstance(error, ShortVideoError)))
             continue

@@ -36,14 +36,15 @@ class EpisodeWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             old = json.loads(stamp.read_text()) if stamp.exists() else None
-            if old is None:
+            changed = differences(old, settings) if old is not None else []
+            if old is None or all(path == stamp for path in self.folder.iterdir()):  # nothing was written with the old
+                changed = []
                 with atomic_write(stamp) as file:
                     file.write(json.dumps(settings, indent=2).encode())
         except OSError as error:
             raise ValueError(f"{self.folder} cannot be written: {error.strerror}; choose another folder") from None
         except json.JSONDecodeError:
             raise ValueError(f"{stamp} is not valid JSON: delete that folder, or choose another") from None
-        changed = differences(old, settings) if old is not None else []
         if changed:
             raise ValueError(
                 f"{self.folder} holds episodes of other settings ({'; '.join(changed[:3])}): delete that folder, or "

@@ -237,3 +237,39 @@ def test_config_is_checked():
         TrajectoryConfig(angles=[1, 1])
     with pytest.raises(ValueError, match="cannot be both in angles"):
         TrajectoryConfig(angles=[3], euler=[3, 4, 5])
+
+
+@pytest.mark.parametrize(
+    ("fps", "shown"), [([10.0, 10.0], "[10.0, 10.0]"), (0.0, "0.0"), ("ten", "'ten'"), (np.nan, "nan")]
+)
+def test_a_rate_in_the_file_that_is_none(tmp_path, fps, shown):
+    error = first_error(write_npz(tmp_path, episodes=1, fps=None))
+    assert error.endswith("does not say its frame rate: set trajectory.fps")
+    file = tmp_path / "episode_00000.npz"
+    np.savez(file, **{**dict(np.load(file)), "fps": np.array(fps)})
+    assert first_error(tmp_path) == f"{file}: fps must be one positive number, not {shown}"
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"action_low": ["x", 1]}, "action_low must be a list of numbers, one for each column, not ['x', 1]"),
+        ({"action_high": 1}, "action_high must be a list of numbers, one for each column, not 1"),
+        ({"state_names": "xyz"}, "state_names must be a list of names, one for each column, not 'xyz'"),
+    ],
+)
+def test_what_trajectories_json_says_is_checked(tmp_path, stated, message):
+    (write_npz(tmp_path) / "trajectories.json").write_text(json.dumps({"fps": 10, **stated}))
+    with pytest.raises(ConfigError) as error:
+        opened(tmp_path)
+    assert str(error.value) == f"{tmp_path}/trajectories.json: {message}"
+
+
+def test_many_episodes_in_one_file_take_names_and_bounds_too(tmp_path):
+    frames, actions = np.stack([numbered(6)] * 2), np.zeros((2, 5, 2))
+    np.savez(tmp_path / "all.npz", frames=frames, actions=actions, states=np.zeros((2, 6, 1)))
+    stated = {"fps": 10, "action_low": [-1, -2], "action_high": [1, 2], "state_names": ["x"]}
+    (tmp_path / "trajectories.json").write_text(json.dumps(stated))
+    found = opened(tmp_path / "all.npz")
+    assert (found.state_names, found.action_low.tolist(), found.action_high.tolist()) == (("x",), [-1, -2], [1, 2])
+    assert found.widths() == (2, 1)

@@ -137,3 +137,13 @@ def test_pictures_in_the_table(tmp_path):
     np.testing.assert_array_equal(episode.frames, numbered(6))
     small = opened(found).read(0, [2, 4], ReadOptions(short_side=16))
     assert (small.shape, numbers_of(small)) == ((2, 16, 24, 3), [2, 4])
+
+
+def test_names_that_are_not_those_of_the_columns_are_not_taken(tmp_path):
+    root = write_lerobot2(tmp_path / "set")
+    file = root / "meta/info.json"
+    info = json.loads(file.read_text())
+    info["features"]["observation.state"]["names"] = ["state"]
+    file.write_text(json.dumps(info))
+    found = open_trajectories(str(root))
+    assert (found.state_names, found.widths()) == ((), (3, 2))

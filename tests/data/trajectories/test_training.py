@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from batch_checks import assert_same, take
-from made_trajectories import numbers_of, steps, tint_of, write_droid, write_lerobot3, write_npz
+from made_trajectories import numbered, numbers_of, steps, tint_of, write_droid, write_lerobot3, write_npz
 from support import write_clips
 
 from jepa.config import ConfigError, from_dict
@@ -263,3 +264,42 @@ def test_statistics_of_a_very_long_source_look_at_episodes_spread_over_it(tmp_pa
     monkeypatch.setattr(statistics, "MOST", 2)
     rows = [steps(19 + k, 2, k)[: 2 * ((19 + k) // 2)].reshape(-1, 2, 2).mean(1) for k in (0, 2)]
     np.testing.assert_allclose(made.statistics().action_mean, np.concatenate(rows).mean(axis=0), rtol=1e-5)
+
+
+def test_an_episode_of_another_width_is_left_out_as_any_other_bad_one(tmp_path):
+    write_npz(tmp_path / "wide", 4)
+    np.savez(tmp_path / "wide" / "episode_00002.npz", frames=numbered(22), actions=steps(21, 3), states=steps(22, 3))
+    made = loader(source(tmp_path / "wide"), max_failed=0.5)
+    batches = take(made, 4)
+    assert {batch.actions.shape for batch in batches} == {(6, 3, 2)}
+    assert sum(batch.skipped for batch in batches) >= 4
+    reason = f"{tmp_path}/wide/episode_00002.npz has actions of width 3, other episodes of 2"
+    assert list(made.failed.values()) == [reason]
+    write_npz(tmp_path / "without", 4)
+    np.savez(tmp_path / "without" / "episode_00001.npz", frames=numbered(21), actions=steps(20, 2))
+    made = loader(source(tmp_path / "without"), max_failed=0.5)
+    assert {batch.states.shape for batch in take(made, 4)} == {(6, 4, 3)}
+    reason = f"{tmp_path}/without/episode_00001.npz has states of width 0, other episodes of 3"
+    assert list(made.failed.values()) == [reason]
+
+
+def test_states_of_different_names_do_not_mix(tmp_path):
+    def write(name: str, names: list[str] | None) -> SourceConfig:
+        folder = write_npz(tmp_path / name)
+        (folder / "trajectories.json").write_text(json.dumps({"fps": 10, "state_names": names}))
+        return source(folder)
+
+    one, other, silent = write("one", ["x", "y", "z"]), write("other", ["y", "x", "z"]), write("silent", None)
+    take(loader(one, silent, one), 1)
+    message = re.escape(
+        f"data source {tmp_path}/other has states y, x, z, but {tmp_path}/one has x, y, z: a run takes states of one "
+        "kind (name them alike in trajectories.json or meta/info.json, or choose columns with trajectory.states)"
+    )
+    with pytest.raises(ConfigError, match=message):
+        loader(silent, one, other)
+    with pytest.raises(ConfigError, match=message):
+        loader(one, validation=[other])
+    take(loader(source(tmp_path / "one", states=["none"]), source(tmp_path / "other", states=["none"])), 1)
+    message = f"data source {tmp_path}/few names 2 columns of states (x, y), but its states have 3: name each of them"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        loader(write("few", ["x", "y"]))
