@@ -152,7 +152,7 @@ def _sets(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_of_k(scores: Tensor) -> Tensor:
-    """What the best of k of S samples scores on average, for k = 1..S: ``[..., S]`` from ``scores`` ``[..., S]``, of which
+    """What the best of k of S samples scores on average, for k = 1..S: ``[..., S]`` from ``scores`` ``[..., S]``, where
     higher is better.
 
     The mean over all choices of k samples, not over a single one: the j-th lowest is the best of a share
