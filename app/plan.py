@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+ACTING = {"episodes": 20, "max_steps": None, "against": "random", "out": None, "videos": 3, "axes": "0,1"}
+RECORDED = {"episode": 0, "step": 0, "goal_frame": None, "json": False}
+"""The options, with their defaults, that say something with --env alone, and with --trajectory alone."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="run directory or checkpoint of a world model, or the name of a published one")
@@ -34,23 +38,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--device", default="auto")
     what.add_argument("--precision", default="auto")
     acting = parser.add_argument_group("with --env")
-    acting.add_argument("--episodes", type=int, default=20, help="default: 20")
+    acting.add_argument("--episodes", type=int, default=ACTING["episodes"], help="default: 20")
     acting.add_argument("--max-steps", type=int, help="of the environment (default: until it ends the episode)")
     acting.add_argument(
-        "--against", default="random", help="other agents: random, simulator, or none (default: random)"
+        "--against", default=ACTING["against"], help="other agents: random, simulator, or none (default: random)"
     )
     acting.add_argument("--out", metavar="DIR", help="write results.json, videos and landscape.png there")
     acting.add_argument(
-        "--videos", type=int, default=3, metavar="K", help="of so many episodes, with --out (default: 3)"
+        "--videos", type=int, default=ACTING["videos"], metavar="K", help="of so many episodes, with --out (default: 3)"
     )
-    acting.add_argument("--axes", default="0,1", help="two action axes for the landscape (default: 0,1)")
+    acting.add_argument("--axes", default=ACTING["axes"], help="two action axes for the landscape (default: 0,1)")
     recorded = parser.add_argument_group("with --trajectory")
-    recorded.add_argument("--episode", type=int, default=0, help="which one of the file or folder (default: 0)")
     recorded.add_argument(
-        "--step", type=int, default=0, help="the frame to plan from, at the model's rate (default: 0)"
+        "--episode", type=int, default=RECORDED["episode"], help="which one of the file or folder (default: 0)"
+    )
+    recorded.add_argument(
+        "--step", type=int, default=RECORDED["step"], help="the frame to plan from, at the model's rate (default: 0)"
     )
     recorded.add_argument("--goal-frame", type=int, help="the frame to plan to, at the model's rate; or --goal")
     recorded.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def check_idle(args: argparse.Namespace) -> None:
+    """Raises ``ValueError`` for an option that would do nothing, such as --out with a recording."""
+    idle, given, wanted = (RECORDED, "env", "trajectory") if args.env is not None else (ACTING, "trajectory", "env")
+    for name, default in idle.items():
+        if getattr(args, name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --{wanted}, not with --{given}: leave it out")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.env is None) == (args.trajectory is None):
         raise ValueError("give either --env (act in an environment) or --trajectory (plan from a recording)")
+    check_idle(args)
     settings = read_settings(args)
     if args.env is not None:
         from app.planning.acting import act

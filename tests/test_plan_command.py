@@ -138,6 +138,9 @@ def test_settings_reach_the_planner(toy: list[str], tmp_path: Path) -> None:
         (["--set", "space.frozen.4=0"], "frozen names axis 4, but the actions have axes 0 to 1"),
         (["--set", "space.low=[0]"], "space.low and space.high must have 2 values"),
         (["--against", "randm"], "--against names agent 'randm', did you mean 'random'?"),
+        (["--videos", "-1"], "--videos must not be negative, not -1"),
+        (["--goal-frame", "3"], "--goal-frame goes with --trajectory, not with --env: leave it out"),
+        (["--json"], "--json goes with --trajectory, not with --env: leave it out"),
         (["--axes", "x"], "--axes must be two axis numbers such as 0,1, not 'x'"),
         (["--episodes", "0"], "--episodes must be at least 1, not 0"),
         (["--max-steps", "-1"], "--max-steps must be at least 1, not -1"),
@@ -150,6 +153,27 @@ def test_settings_reach_the_planner(toy: list[str], tmp_path: Path) -> None:
 )
 def test_errors_of_acting(toy: list[str], more: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert message in error_of([*toy, "--episodes", "1", *more], capsys)
+
+
+def test_what_cannot_be_written_or_drawn_stops_before_the_first_episode(
+    toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("app.planning.acting.run_episode", lambda *_: pytest.fail("an episode was run"))
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = error_of([*toy, "--out", str(place)], capsys)
+        assert f"{place} cannot be written to: " in message
+        assert message.rstrip().endswith("choose another --out")
+    out = ["--out", str(tmp_path / "out")]
+    assert "axis 9 cannot be drawn: the axes that move are [0, 1]" in error_of([*toy, *out, "--axes", "0,9"], capsys)
+    assert "a landscape needs two different axes, not [1, 1]" in error_of([*toy, *out, "--axes", "1,1"], capsys)
+
+
+def test_all_agents_keep_to_the_same_actions(toy: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    still = ["--set", "space.clip=0", "--episodes", "2", "--against", "random,simulator", "--max-steps", "30"]
+    assert main([*toy, *still]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:4]
+    assert [line.split()[:2] for line in lines] == [["model", "0.0"], ["random", "0.0"], ["simulator", "0.0"]]
 
 
 # ---- recordings ------------------------------------------------------------------------------------------------------
@@ -211,6 +235,9 @@ def test_a_goal_image_for_a_recording(recording: Path, tmp_path: Path, capsys: p
     [
         ([], "with --trajectory give one goal: --goal IMAGE or --goal-frame K"),
         (["--goal-frame", "7"], "--goal-frame 7: "),
+        (["--goal-frame", "3", "--context", "0"], "context must be at least 1 frame, not 0"),
+        (["--goal-frame", "3", "--out", "x"], "--out goes with --env, not with --trajectory: leave it out"),
+        (["--goal-frame", "3", "--max-steps", "5"], "--max-steps goes with --env, not with --trajectory"),
         (["--goal-frame", "3", "--step", "9"], "has frames 0 to 6 at the model's rate"),
         (["--goal-frame", "3", "--step", "1", "--context", "4"], "a context of 4 frames does not end at step 1"),
         (["--goal-frame", "3", "--episode", "2"], "holds episodes 0 to 0, not 2"),

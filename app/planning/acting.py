@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from app.output import write_output
+from app.output import check_output, write_output
 from app.planning.settings import PlanSettings, open_actor, place, read_image
 from jepa.config import suggest, to_dict
 from jepa.envs.base import GoalTask
@@ -21,6 +21,7 @@ from jepa.models.world_model import WorldModel
 from jepa.planning import PlanningError
 from jepa.planning.agents import Agent, PlanningAgent, RandomAgent, SimulatorAgent, frame_skip_of, task_space
 from jepa.planning.episodes import EpisodeResult, Summary, run_episode, summarise
+from jepa.planning.landscape import check_axes, moving_axes
 from jepa.planning.policy_agent import PolicyAgent
 
 OTHERS = ("random", "simulator")
@@ -34,10 +35,17 @@ def act(args: argparse.Namespace, settings: PlanSettings) -> int:
     for name in ("episodes", "max_steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise PlanningError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if args.videos < 0:
+        raise PlanningError(f"--videos must not be negative, not {args.videos}")
     model = open_actor(args, settings, others)
     task = open_task(args.env, **settings.env)
     try:
         agents = make_agents(args, settings, model, task, others)
+        if args.out is not None:
+            space = settings.space.narrow(task_space(task))
+            if moving_axes(space) > 1:  # else there is none to draw
+                check_axes(axes, space)
+            check_output(Path(args.out))
         results = run_all(args, task, agents)
         summaries = [summarise(name, found) for name, found in results.items()]
         print("\n".join(table(summaries)))
@@ -101,9 +109,9 @@ def make_agents(
         clip = model.clip
     skip = frame_skip_of(clip, task.fps)
     if "random" in others:
-        agents.append(RandomAgent(skip, args.seed))
+        agents.append(RandomAgent(skip, args.seed, space))
     if "simulator" in others:
-        agents.append(SimulatorAgent(settings.planner, skip, args.seed))
+        agents.append(SimulatorAgent(settings.planner, skip, args.seed, space))
     return agents
 
 

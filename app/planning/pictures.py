@@ -18,7 +18,7 @@ from jepa.data.encoding import write_video
 from jepa.envs.base import GoalTask
 from jepa.planning.agents import PlanningAgent
 from jepa.planning.episodes import EpisodeResult
-from jepa.planning.landscape import Landscape, landscape
+from jepa.planning.landscape import Landscape, landscape, moving_axes
 
 Frames = NDArray[np.uint8]
 PANEL = 192  # least pixels of a panel's side
@@ -106,7 +106,7 @@ def write_landscape(out: Path, agent: PlanningAgent, task: GoalTask, seed: int, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    moving = int((agent.space.high > agent.space.low).sum())
+    moving = moving_axes(agent.space)
     if moving < 2:
         print(f"no landscape: the actions have {moving} axis that moves, and it needs two")
         return

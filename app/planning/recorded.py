@@ -15,9 +15,10 @@ from app.planning.settings import Frame, PlanSettings, model_space, open_model, 
 from jepa.data.trajectories.base import Episode
 from jepa.data.trajectories.opening import open_trajectories
 from jepa.models.world_model import WorldModel
-from jepa.planning import PlanningError, plan
+from jepa.planning import ActionSpace, PlanningError, plan
 from jepa.planning.energy import Energy
 from jepa.planning.imagination import Eyes, Imagination
+from jepa.planning.search import Cost, Plan
 
 
 class Past(NamedTuple):
@@ -34,7 +35,9 @@ def plan_recorded(args: argparse.Namespace, settings: PlanSettings) -> int:
         raise PlanningError("with --trajectory give one goal: --goal IMAGE or --goal-frame K")
     model = open_model(args, settings)
     episode = read_episode(args, settings, model)
-    context = args.context or max(1, min(3, model.clip.num_frames - settings.planner.horizon, args.step + 1))
+    context = args.context
+    if context is None:
+        context = max(1, min(3, model.clip.num_frames - settings.planner.horizon, args.step + 1))
     past = cut_past(episode, args.step, context, model)
     if args.goal:
         goal = read_image(args.goal[0], (episode.frames.shape[1], episode.frames.shape[2]), args.resize_goal)
@@ -87,6 +90,28 @@ def cut_past(episode: Episode, step: int, context: int, model: WorldModel) -> Pa
     return Past(episode.frames[seen], torch.from_numpy(episode.actions[seen][: context - 1]), states)
 
 
+class Found(NamedTuple):
+    """The ``plan``, the ``latents`` ``[T, n, D]`` of what was seen, and what says where actions lead and their cost."""
+
+    plan: Plan
+    latents: Tensor
+    imagination: Imagination
+    cost: Cost
+
+
+def search(
+    settings: PlanSettings, model: WorldModel, past: Past, goal: Frame, space: ActionSpace, device: torch.device,
+    precision: str, generator: torch.Generator,
+) -> Found:  # fmt: skip
+    """Plan from ``past`` to the ``goal`` ``[H, W, 3]``; ``model`` and ``space`` are on ``device``."""
+    eyes, energy = Eyes(model, device, precision), Energy(settings.energy)
+    wanted, latents = eyes(goal[None])[0], eyes(past.frames)
+    states = None if past.states is None else past.states.to(device)
+    imagination = Imagination(model, latents, past.actions.to(device), states, precision)
+    cost = imagination.cost(energy, wanted, space)
+    return Found(plan(settings.planner, cost, space, generator), latents, imagination, cost)
+
+
 def solve(
     args: argparse.Namespace, settings: PlanSettings, model: WorldModel, past: Past, goal: Frame, recorded: Tensor
 ) -> dict[str, Any]:
@@ -94,15 +119,10 @@ def solve(
     device, precision = place(args)
     model = model.to(device)
     space = settings.space.narrow(model_space(model)).to(device)
-    eyes, energy = Eyes(model, device, precision), Energy(settings.energy)
     generator = torch.Generator(device).manual_seed(args.seed)
     horizon = settings.planner.horizon
     started = time.perf_counter()
-    wanted = eyes(goal[None])[0]
-    states = None if past.states is None else past.states.to(device)
-    imagination = Imagination(model, eyes(past.frames), past.actions.to(device), states, precision)
-    cost = imagination.cost(energy, wanted, space)
-    found = plan(settings.planner, cost, space, generator)
+    found, _, _, cost = search(settings, model, past, goal, space, device, precision, generator)
     actions = found.on_host()
     seconds = time.perf_counter() - started
     with torch.no_grad():

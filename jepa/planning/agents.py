@@ -94,17 +94,18 @@ def task_space(task: GoalTask) -> ActionSpace:
 
 
 class RandomAgent(Agent):
-    """Uniform actions, each held for ``frame_skip`` steps: what luck alone reaches."""
+    """Uniform actions, each held for ``frame_skip`` steps: what luck alone reaches. ``space``: instead of the task's
+    bounds."""
 
     name = "random"
 
-    def __init__(self, frame_skip: int = 1, seed: int = 0) -> None:
-        self.frame_skip = frame_skip
+    def __init__(self, frame_skip: int = 1, seed: int = 0, space: ActionSpace | None = None) -> None:
+        self.frame_skip, self._given_space = frame_skip, space
         self._generator = torch.Generator().manual_seed(seed)
 
     def begin(self, goal: Frame | None, task: GoalTask) -> None:
         super().begin(goal, task)
-        self._space = task_space(task)
+        self._space = self._given_space or task_space(task)
 
     def _decide(self, observation: Observation) -> tuple[Vector, float | None]:
         return self._space.sample(1, 1, self._generator)[0].numpy(), None
@@ -112,19 +113,21 @@ class RandomAgent(Agent):
 
 class SimulatorAgent(Agent):
     """Plans through the true simulator, by the task's own distance of states to the goal (sum over the horizon): what
-    the same planner reaches with a model that makes no mistakes."""
+    the same planner reaches with a model that makes no mistakes. ``space``: instead of the task's bounds."""
 
     name = "simulator"
 
-    def __init__(self, config: PlannerConfig, frame_skip: int = 1, seed: int = 0) -> None:
-        self.config, self.frame_skip = config, frame_skip
+    def __init__(
+        self, config: PlannerConfig, frame_skip: int = 1, seed: int = 0, space: ActionSpace | None = None
+    ) -> None:
+        self.config, self.frame_skip, self._given_space = config, frame_skip, space
         self._generator = torch.Generator().manual_seed(seed)
 
     def begin(self, goal: Frame | None, task: GoalTask) -> None:
         super().begin(goal, task)
         if not isinstance(task, SimulatedTask):
             raise PlanningError(f"{type(task).__name__} cannot be simulated from a state: leave the simulator out")
-        self._task, self._space = task, task_space(task)
+        self._task, self._space = task, self._given_space or task_space(task)
         self._warm: Plan | None = None
 
     def _decide(self, observation: Observation) -> tuple[Vector, float | None]:
@@ -267,6 +270,8 @@ class PlanningAgent(Agent):
         self._since += 1
 
     def _distance(self) -> float:
-        """Energy of the present at the present goal."""
-        still = self.space.centre[None, None]
-        return float(self.energy(self._latents[-1][None, None], self.goals[self._goal], still))
+        """Energy of the present at the present goal: of a single step, and of no action."""
+        here, goal = self._latents[-1], self.goals[self._goal]
+        if self.energy.distance is not None:
+            return float(self.energy.distance(here, goal))
+        return float(self.energy(here[None, None], goal, self.space.centre[None, None]))

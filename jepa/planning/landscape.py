@@ -31,6 +31,22 @@ class Landscape:
     plan: tuple[float, float]
 
 
+def moving_axes(space: ActionSpace) -> int:
+    """How many axes are not frozen."""
+    return int((space.high > space.low).sum())
+
+
+def check_axes(axes: tuple[int, int], space: ActionSpace) -> None:
+    """Raises ``PlanningError`` for two axes of a landscape that are the same, do not exist or do not move."""
+    moving = (space.high > space.low).tolist()
+    free = [number for number, moves in enumerate(moving) if moves]
+    for axis in axes:
+        if axis not in free:
+            raise PlanningError(f"axis {axis} cannot be drawn: the axes that move are {free}")
+    if axes[0] == axes[1]:
+        raise PlanningError(f"a landscape needs two different axes, not {list(axes)}")
+
+
 @torch.no_grad()
 def landscape(
     cost: Cost, space: ActionSpace, plan: Tensor, axes: tuple[int, int] = (0, 1), size: int = 21,
@@ -44,13 +60,9 @@ def landscape(
     """
     if hold not in get_args(Hold):
         raise PlanningError(f"hold must be 'horizon' or 'first', not {hold!r}")
-    moving = (space.high > space.low).tolist()
-    for axis in axes:
-        if not 0 <= axis < space.dim or not moving[axis]:
-            free = [number for number, moves in enumerate(moving) if moves]
-            raise PlanningError(f"axis {axis} cannot be drawn: the axes that move are {free}")
-    if axes[0] == axes[1] or size < 2:
-        raise PlanningError(f"a landscape needs two different axes and at least 2 values, not {list(axes)} and {size}")
+    check_axes(axes, space)
+    if size < 2:
+        raise PlanningError(f"a landscape needs at least 2 values of an axis, not {size}")
     low, high = space.low.tolist(), space.high.tolist()
     x, y = (torch.linspace(low[axis], high[axis], size, device=plan.device) for axis in axes)
     rows, columns = torch.meshgrid(y, x, indexing="ij")

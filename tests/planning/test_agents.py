@@ -103,6 +103,20 @@ def test_subgoals_are_passed_in_turn(options: dict[str, Any]) -> None:
         assert numbers[:9] == [0] * 8 + [1]  # four planned actions of two steps
 
 
+@pytest.mark.parametrize(
+    "energy", [EnergyConfig(kind="l2", action_weight=5.0), EnergyConfig(kind="l2", weights=(0.0,) * 7 + (3.0,))]
+)
+def test_how_near_a_subgoal_is_depends_on_latents_alone(energy: EnergyConfig) -> None:
+    agent = PlanningAgent(ToyModel(), PlannerConfig(**QUICK), energy, subgoals=[picture(np.ones(2))])  # type: ignore[arg-type]
+    task = ToyTask()
+    task.action_low, task.action_high = np.zeros(2, np.float32), np.full(2, 100, np.float32)
+    observation = task.reset(0)
+    agent.begin(observation.goal, task)
+    agent._look(observation)
+    expected = float(((observation.frame[0, 0, :2] / 255 - 1) ** 2).mean())
+    assert agent._distance() == pytest.approx(expected, rel=1e-5)
+
+
 def test_runs_repeat_by_their_seed() -> None:
     def actions(seed: int) -> np.ndarray:
         task = ToyTask()
