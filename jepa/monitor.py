@@ -19,6 +19,7 @@ from jepa.distributed import to_float64
 from jepa.models.base import ClipEncoder
 from jepa.models.world_model import encode_frames
 from jepa.objectives.base import Objective
+from jepa.objectives.decoder import DecoderObjective
 from jepa.objectives.ema import ema_distance
 from jepa.objectives.horizons import horizon_errors
 from jepa.objectives.masked import MaskedObjective, gather_tokens
@@ -73,6 +74,9 @@ class CollapseMonitor:
             return world_values(objective, batch)
         if isinstance(objective, PolicyObjective):
             return policy_values(objective, batch)
+        if isinstance(objective, DecoderObjective):
+            latents = torch.cat([objective.latents(part)[0] for part in objective.rows(batch.clip).split(_CHUNK)])
+            return feature_statistics(latents) | objective.measure(batch.clip)
         tokens = encode_in_chunks(objective.target_encoder, batch.clip)
         values = feature_statistics(tokens)
         if batch.label is not None and bool((batch.label >= 0).any()):

@@ -28,10 +28,18 @@ from jepa.config import ConfigError, to_dict
 from jepa.data.loader import TrainLoader
 from jepa.data.transforms import ClipTransform
 from jepa.distributed import Run
+from jepa.frozen_model import load_frozen_model
 from jepa.load import load
 from jepa.masks import build_masks
 from jepa.models.recompute import set_recompute
-from jepa.objectives import ControllerObjective, Objective, PolicyObjective, WorldModelConfig, build_objective
+from jepa.objectives import (
+    ControllerObjective,
+    DecoderObjective,
+    Objective,
+    PolicyObjective,
+    WorldModelConfig,
+    build_objective,
+)
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
 from jepa.precision import convert_to_float8
 from jepa.sharded_checkpoint import ShardedTensors, numbered
@@ -143,8 +151,8 @@ def load_weights(session: Session, tensors: Mapping[str, Tensor], path: Path) ->
 
 
 def load_frozen(session: Session) -> None:
-    """The weights of a frozen encoder, or of the model under a controller or a policy, where the objective takes them
-    from elsewhere."""
+    """The weights of a frozen encoder, or of the model under a controller, a policy or a decoder, where the objective
+    takes them from elsewhere."""
     objective = session.config.objective
     if isinstance(session.objective, ControllerObjective):
         path = find_checkpoint(session.objective.control.model)
@@ -159,6 +167,12 @@ def load_frozen(session: Session) -> None:
         refuse_misfits(inherited, world, name)
         fill(inherited, world)
         session.objective.set_bounds()
+        return
+    if isinstance(session.objective, DecoderObjective):
+        name = session.objective.config.model
+        inherited, frozen = session.objective.inherited_state(), load_frozen_model(name).state()
+        refuse_misfits(inherited, frozen, name)
+        fill(inherited, frozen)
         return
     if not isinstance(objective, WorldModelConfig) or objective.encoder_from is None:
         return

@@ -15,12 +15,14 @@ from jepa.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
 from jepa.data.settings import open_data
 from jepa.data.trajectories.statistics import check_widths
+from jepa.frozen_model import read_base
 from jepa.load import load
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.timm_config import TimmConfig
 from jepa.objectives import (
     OBJECTIVES,
     ControllerConfig,
+    DecoderConfig,
     LatentActionConfig,
     PolicyBase,
     PolicyConfig,
@@ -50,7 +52,7 @@ def settled(config: TrainConfig) -> TrainConfig:
     Raises ``ConfigError`` where the config says something else than the encoder or the data.
     """
     objective = config.objective
-    if not isinstance(objective, WorldModelConfig | ControllerConfig | PolicyConfig):
+    if not isinstance(objective, WorldModelConfig | ControllerConfig | PolicyConfig | DecoderConfig):
         return config
     conditioned = OBJECTIVES[objective.kind][1].takes_trajectories
     if conditioned and config.augment.flip > 0:
@@ -62,6 +64,8 @@ def settled(config: TrainConfig) -> TrainConfig:
         return _with_model(config, objective, earlier)
     if isinstance(objective, PolicyConfig):
         return _with_policy(config, objective, earlier)
+    if isinstance(objective, DecoderConfig):
+        return _with_decoded(config, objective, earlier)
     config = _with_encoder(config, objective, earlier)
     return _with_widths(config, earlier) if conditioned else config
 
@@ -162,6 +166,25 @@ def _with_policy(config: TrainConfig, objective: PolicyConfig, earlier: TrainCon
         base, encoder = _read_base(objective.model)
     assert base is not None, "a run's config.yaml is settled"
     config = _with_parts(config, objective.model, encoder, base.clip)
+    return replace(config, objective=replace(objective, base=base))
+
+
+def _with_decoded(config: TrainConfig, objective: DecoderConfig, earlier: TrainConfig | None) -> TrainConfig:
+    """What ``objective.model`` is; its encoder and clip take the place of the config's own."""
+    known = None if earlier is None else earlier.objective
+    if earlier is not None and isinstance(known, DecoderConfig) and known.model == objective.model:
+        base, encoder, own = known.base, earlier.encoder, earlier.clip
+    else:
+        try:
+            base, encoder, own = read_base(objective.model)
+        except CheckpointError as error:
+            raise ConfigError(f"objective.model: {error}") from None
+    if own.num_frames == 1 and base is not None and base.latent is None and config.clip.num_frames > 1:
+        raise ConfigError(
+            f"clip.num_frames is {config.clip.num_frames}, but objective.model {objective.model} encodes single "
+            "images: set it to 1"
+        )
+    config = _with_parts(config, objective.model, encoder, own)
     return replace(config, objective=replace(objective, base=base))
 
 

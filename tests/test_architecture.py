@@ -20,7 +20,7 @@ LAYERS = (
         "jepa.pretrained", "jepa.export", "jepa.inputs", "jepa.windows", "jepa.feed", "jepa.forward", "jepa.job",
         "jepa.encode", "jepa.parts", "jepa.streaming", "jepa.search",
         "jepa.compiling", "jepa.throughput", "jepa.profiling", "jepa.world_model", "jepa.settling", "jepa.collapse",
-        "jepa.sharded_checkpoint", "jepa.peers",
+        "jepa.sharded_checkpoint", "jepa.peers", "jepa.frozen_model", "jepa.decoding",
         "jepa.observer", "jepa.predictive", "jepa.predict", "jepa.surprise", "jepa.surprise_curve",
     ),
     ("evals",),

@@ -6,6 +6,8 @@ from jepa.config import ConfigError
 from jepa.models.encoder import EncoderConfig
 from jepa.objectives.base import Objective
 from jepa.objectives.controller import ControllerConfig, ControllerObjective
+from jepa.objectives.decoder import DecoderObjective
+from jepa.objectives.decoder_config import DecoderBase, DecoderConfig
 from jepa.objectives.latent_action import LatentActionConfig, LatentActionObjective
 from jepa.objectives.masked import MaskedConfig, MaskedObjective
 from jepa.objectives.pixels import PixelsConfig, PixelsObjective
@@ -16,7 +18,10 @@ from jepa.objectives.world_config import WorldModelConfig
 from jepa.objectives.world_model import WorldModelObjective
 from jepa.types import ClipConfig
 
-ObjectiveConfig = MaskedConfig | PixelsConfig | WorldModelConfig | LatentActionConfig | ControllerConfig | PolicyConfig
+ObjectiveConfig = (
+    MaskedConfig | PixelsConfig | WorldModelConfig | LatentActionConfig | ControllerConfig | PolicyConfig
+    | DecoderConfig
+)  # fmt: skip
 
 OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "masked": (MaskedConfig, MaskedObjective),
@@ -25,12 +30,16 @@ OBJECTIVES: dict[str, tuple[type[ObjectiveConfig], type[Objective]]] = {
     "latent_action": (LatentActionConfig, LatentActionObjective),
     "controller": (ControllerConfig, ControllerObjective),
     "policy": (PolicyConfig, PolicyObjective),
+    "decoder": (DecoderConfig, DecoderObjective),
 }
 
 __all__ = [
     "OBJECTIVES",
     "ControllerConfig",
     "ControllerObjective",
+    "DecoderBase",
+    "DecoderConfig",
+    "DecoderObjective",
     "LatentActionConfig",
     "LatentActionObjective",
     "MaskedConfig",
