@@ -20,6 +20,8 @@ COMMANDS = {
     "encode": ("app.encode", "turn videos, images or arrays into features"),
     "predict": ("app.predict", "surprise: how wrong a model's expectations are, over whole videos"),
     "plan": ("app.plan", "act in an environment by planning through a world model, or plan from a recording"),
+    "decode": ("app.decode", "what latents hold and what a model expects, as videos and pictures"),
+    "play": ("app.play", "steer a world model by keyboard and watch its dream, decoded, beside the real world"),
     "export": ("app.export", "write a model in the format of another program, with its model card"),
     "models": ("app.models", "list the published checkpoints, show one in full, or bring it into the cache"),
     "similar": ("app.similar", "find the clips of a feature file nearest to a video"),
