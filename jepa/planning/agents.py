@@ -23,7 +23,7 @@ from jepa.planning.energy import Energy, EnergyConfig
 from jepa.planning.imagination import Eyes, Imagination, check_frame
 from jepa.planning.planner import plan
 from jepa.planning.search import Plan, PlanningError
-from jepa.planning.space import ActionSpace, action_space
+from jepa.planning.space import ActionSpace, action_space, check_units
 from jepa.types import ClipConfig
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ class PlanningAgent(Agent):
                 f"the environment's actions have {self.space.dim} axes, the model's {self.model.action_dim}: it was "
                 "trained on another action space"
             )
+        check_units(self.space, self.model.scaling.action_low, self.model.scaling.action_high)
         frames = [*self.subgoals, *([] if goal is None else [goal])]
         if not frames:
             raise PlanningError("the environment shows no goal image: give one (--goal IMAGE)")

@@ -148,3 +148,18 @@ def _counted(lower: Tensor, upper: Tensor, max_norm: float | None, norm_axes: Se
 def _list(values: Tensor) -> list[float]:
     flat: list[float] = values.double().reshape(-1).tolist()
     return [round(value, 6) for value in flat]
+
+
+def check_units(space: ActionSpace, low: Tensor, high: Tensor) -> None:
+    """Raise ``ValueError`` where ``space`` cannot be in the units of a model whose data lay between ``low`` and
+    ``high`` ``[A]``: no overlap, or an axis more than ten times as wide. (A narrower one is only careful.)"""
+    own = (space.low.cpu(), space.high.cpu())
+    low, high = low.detach().cpu().float(), high.detach().cpu().float()
+    wide = (own[1] - own[0]) > 10 * (high - low)
+    apart = (own[0] > high) | (own[1] < low)
+    for axis in torch.nonzero((wide | apart) & (high > low)).flatten().tolist():
+        raise ValueError(
+            f"axis {axis} of the actions lies in [{own[0][axis]:g}, {own[1][axis]:g}], but the model was trained on "
+            f"actions in [{low[axis]:g}, {high[axis]:g}]: other units? If they are the same, narrow the space "
+            "(--set space.low=[...] --set space.high=[...])"
+        )

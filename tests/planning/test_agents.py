@@ -109,7 +109,7 @@ def test_subgoals_are_passed_in_turn(options: dict[str, Any]) -> None:
 def test_how_near_a_subgoal_is_depends_on_latents_alone(energy: EnergyConfig) -> None:
     agent = PlanningAgent(ToyModel(), PlannerConfig(**QUICK), energy, subgoals=[picture(np.ones(2))])  # type: ignore[arg-type]
     task = ToyTask()
-    task.action_low, task.action_high = np.zeros(2, np.float32), np.full(2, 100, np.float32)
+    task.action_low, task.action_high = np.zeros(2, np.float32), np.full(2, 8, np.float32)  # dear actions
     observation = task.reset(0)
     agent.begin(observation.goal, task)
     agent._look(observation)
@@ -125,6 +125,13 @@ def test_runs_repeat_by_their_seed() -> None:
 
     assert np.array_equal(actions(1), actions(1))
     assert not np.array_equal(actions(1), actions(2))
+
+
+def test_an_environment_in_other_units_is_refused() -> None:
+    task = ToyTask()
+    task.action_low, task.action_high = np.zeros(2, np.float32), np.full(2, 512, np.float32)
+    with pytest.raises(ValueError, match=r"axis 0 of the actions lies in \[0, 512\], but the model was trained on"):
+        agent_of().begin(task.reset(0).goal, task)
 
 
 def test_what_does_not_fit_is_named() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jepa.planning import action_space
+from jepa.planning.space import check_units
 
 
 def test_clip_goes_into_the_box_then_to_the_longest_step() -> None:
@@ -66,3 +67,15 @@ def test_the_gradient_flows_inside_and_stops_outside() -> None:
 def test_bounds_are_checked(low: list[float], high: list[float], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         action_space(low, high, **options)
+
+
+def test_units_other_than_the_models_are_noticed() -> None:
+    low, high = torch.tensor([-1.0, -1.0]), torch.tensor([1.0, 1.0])
+    for fitting in (([-1.0, -1.0], [1.0, 1.0]), ([-0.05, 0.2], [0.05, 0.2]), ([-10.0, -3.0], [10.0, 3.0])):
+        check_units(action_space(*fitting), low, high)
+    for wrong, axis in ((([-1.0, 0.0], [1.0, 512.0]), "axis 1 of the actions lies in [0, 512]"),
+                        (([2.0, -1.0], [3.0, 1.0]), "axis 0 of the actions lies in [2, 3]")):  # fmt: skip
+        with pytest.raises(ValueError) as error:
+            check_units(action_space(*wrong), low, high)
+        assert str(error.value).startswith(f"{axis}, but the model was trained on actions in [-1, 1]: other units?")
+    check_units(action_space([-9.0], [9.0]), torch.zeros(1), torch.zeros(1))  # it never moved along this axis

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from jepa.models.world_model import Scaling
 from jepa.planning.agents import PlanningAgent
 from jepa.types import ClipConfig
 
@@ -94,6 +95,7 @@ class ToyModel(nn.Module):
         super().__init__()
         self.action_dim, self.state_dim = action_dim, state_dim
         self.clip = ClipConfig(num_frames=8, fps=5.0, crop_size=SIDE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        self.scaling = Scaling(action_dim, state_dim)  # of actions between -1 and 1
         self.gain = nn.Parameter(torch.tensor(2.0))
         self.begun: list[Any] = []
 

@@ -96,7 +96,7 @@ class Trajectories(ABC):
                 problems.append(str(error))
         if self._widths is None:
             raise ConfigError(f"data source {self.path}: {problems[0] if problems else 'it holds no episode'}")
-        if self.state_names and len(self.state_names) != self._widths[1]:
+        if self._widths[1] and self.state_names and len(self.state_names) != self._widths[1]:
             raise ConfigError(
                 f"data source {self.path} names {len(self.state_names)} columns of states "
                 f"({', '.join(self.state_names)}), but its states have {self._widths[1]}: name each of them, or none"
