@@ -72,15 +72,22 @@ class Predictive:
 
         Raises ``ValueError`` for a predictor whose predictions are no latents of this encoder (``comparable``).
         """
-        if not self.comparable:
-            raise ValueError(
-                f"surprise is not defined for {self.metadata.get('model', 'this model')}: its predictor gives "
-                f"{self.predictor.out_dim} numbers per token, the latents of a teacher that the file does not hold, "
-                f"and its own encoder {self.predictor.config.levels} x {self.target_encoder.embed_dim}. "
-                "Predictions can be had (jepa.predict), their errors cannot"
-            )
-        levels = [tokens.float() for tokens in self._levels(self.target_encoder, clip, None)]
-        return torch.cat([F.layer_norm(tokens, tokens.shape[-1:]) for tokens in levels], dim=-1)
+        self._check_comparable()
+        return self._normed(clip, None)
+
+    def completed(self, clip: Tensor, context_ids: Tensor, mask_token: int = 0) -> Tensor:
+        """The latents of the whole clip as the context ``context_ids`` ``[B, Nc]`` tells them, fp32 ``[B, N, O]``: of
+        its own places by the target encoder, which sees nothing else, of all others as predicted; layer-normed as
+        ``targets`` are. Raises ``ValueError`` as that does."""
+        self._check_comparable()
+        grid = self.grid_of(clip)
+        hidden = torch.ones(len(clip), grid.size, dtype=torch.bool, device=clip.device).scatter(1, context_ids, False)
+        target_ids = hidden.nonzero()[:, 1].view(len(clip), -1)
+        seen = self._normed(clip, context_ids)
+        whole = seen.new_empty(len(clip), grid.size, seen.shape[-1])
+        whole.scatter_(1, context_ids[..., None].expand_as(seen), seen)
+        predicted = self.predict(clip, context_ids, target_ids, mask_token)
+        return whole.scatter_(1, target_ids[..., None].expand_as(predicted), predicted)
 
     def predict(self, clip: Tensor, context_ids: Tensor, target_ids: Tensor, mask_token: int = 0) -> Tensor:
         """Latents predicted at ``target_ids`` ``[B, Nt]`` from the tokens ``context_ids`` ``[B, Nc]``: fp32 ``[B, Nt,
@@ -95,6 +102,19 @@ class Predictive:
     def grid_of(self, clip: Tensor) -> TokenGrid:
         """Token grid of ``clip`` ``[B, C, T, H, W]``. Raises ``ValueError`` if patches do not divide it."""
         return self.context_encoder.grid_of(clip.shape)
+
+    def _check_comparable(self) -> None:
+        if not self.comparable:
+            raise ValueError(
+                f"surprise is not defined for {self.metadata.get('model', 'this model')}: its predictor gives "
+                f"{self.predictor.out_dim} numbers per token, the latents of a teacher that the file does not hold, "
+                f"and its own encoder {self.predictor.config.levels} x {self.target_encoder.embed_dim}. "
+                "Predictions can be had (jepa.predict), their errors cannot"
+            )
+
+    def _normed(self, clip: Tensor, ids: Tensor | None) -> Tensor:
+        levels = [tokens.float() for tokens in self._levels(self.target_encoder, clip, ids)]
+        return torch.cat([F.layer_norm(tokens, tokens.shape[-1:]) for tokens in levels], dim=-1)
 
     def _levels(self, encoder: Encoder, clip: Tensor, ids: Tensor | None) -> list[Tensor]:
         """The outputs that the predictor works on, ``[B, N or Nc, D]`` each, from the lowest level up."""
@@ -179,8 +199,16 @@ def batches(
     """
     config = parts.context_encoder.config
     tubelet = min(config.tubelet_size, clip.num_frames)
+    yield from clip_batches(videos, clip, tubelet, config.patch_size, rule, batch_size, normalised, device)
+
+
+def clip_batches(
+    videos: Sequence[Video], clip: ClipConfig, tubelet: int, patch: int, rule: WindowRule | None, batch_size: int,
+    normalised: bool, device: torch.device,
+) -> Iterator[tuple[Tensor, list[Origin]]]:  # fmt: skip
+    """As ``batches``, for any model, of which frames of a ``tubelet`` and pixels of a ``patch`` are known."""
     cut = Cut(clip=clip, tubelet=tubelet, segments=1, rule=rule, normalised=normalised)
-    transform = ClipTransform(clip, None, config.patch_size)
+    transform = ClipTransform(clip, None, patch)
     tasks = [Task(number, video) for number, video in enumerate(videos)]
     for work in Feed(tasks, cut, batch_size, workers=0, pin=False):
         failed = [end.reason for end in work.ends if end.reason]

@@ -100,6 +100,24 @@ def test_only_the_context_is_seen() -> None:
     assert (first.target - second.target).abs().max() > 0.1
 
 
+def test_a_clip_is_completed_from_its_context_alone() -> None:
+    made = objective()
+    parts, clip, context = parts_of(made), torch.randn(2, 3, 4, 32, 32), torch.tensor([[70, 3, 0], [1, 64, 100]])
+    found = parts.completed(clip, context)
+    assert found.shape == (2, 128, 24)
+    for row in range(2):
+        one, ids = clip[row : row + 1], context[row : row + 1]
+        rest = torch.tensor([[token for token in range(128) if token not in ids[0].tolist()]])
+        seen = F.layer_norm(made.target_encoder(one, ids), (24,))
+        torch.testing.assert_close(found[row, ids[0]], seen[0], atol=1e-5, rtol=1e-4)
+        guess = made.predictor(made.encoder(one, ids), ids, rest)
+        torch.testing.assert_close(found[row, rest[0]], guess[0], atol=1e-5, rtol=1e-4)
+    first = torch.arange(64)[None].expand(2, -1)
+    other = clip.clone()
+    other[:, :, 2:] = torch.randn(2, 3, 2, 32, 32)
+    torch.testing.assert_close(parts.completed(clip, first), parts.completed(other, first))
+
+
 def test_bytes_and_pixels_are_normalised_and_times_known() -> None:
     made = objective()
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)

@@ -152,7 +152,12 @@ def jpeg(picture: Frames, quality: int = 80) -> str:
 
 
 def gif(frames: Frames, fps: float) -> str:
-    """``[T, H, W, 3]`` to an endless GIF data URI; one palette for all frames, so that nothing flickers."""
+    """``[T, H, W, 3]`` to an endless GIF data URI."""
+    return "data:image/gif;base64," + base64.b64encode(gif_bytes(frames, fps)).decode()
+
+
+def gif_bytes(frames: Frames, fps: float) -> bytes:
+    """``[T, H, W, 3]`` to what is in an endless GIF file; one palette for all frames, so that nothing flickers."""
     whole = Image.fromarray(frames.reshape(-1, *frames.shape[2:]))
     palette = whole.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     pictures = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -160,7 +165,7 @@ def gif(frames: Frames, fps: float) -> str:
     pictures[0].save(
         data, format="GIF", save_all=True, append_images=pictures[1:], loop=0, duration=max(20, round(1000 / fps))
     )
-    return "data:image/gif;base64," + base64.b64encode(data.getvalue()).decode()
+    return data.getvalue()
 
 
 def to_frames(clip: Tensor, config: ClipConfig) -> Frames:
