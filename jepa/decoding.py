@@ -17,9 +17,11 @@ from jepa.config import from_dict
 from jepa.frozen_model import fingerprint, target_layers
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import EncoderConfig
+from jepa.models.flow_decoder import FlowDecoder
 from jepa.models.pixel_decoder import Size
 from jepa.models.world_model import LatentHead, WorldModel
 from jepa.objectives import DecoderConfig, DecoderObjective, build_objective
+from jepa.objectives.decoder import size_of
 from jepa.predictive import Predictive
 from jepa.tensorfiles import CheckpointError, build_loaded
 from jepa.types import ClipConfig, TokenGrid
@@ -42,8 +44,8 @@ class Decoder:
 
     @property
     def generative(self) -> bool:
-        """Whether clips are sampled, and not only the likeliest one put out."""
-        return False
+        """Whether clips are sampled, and not one alone put out."""
+        return isinstance(self.objective.decoder, FlowDecoder)
 
     @property
     def device(self) -> torch.device:
@@ -75,10 +77,12 @@ class Decoder:
         """Latents ``[B, N, D]`` (a world model's may be ``[B, T, n, D]``) to clips ``[B, S, C, T, H, W]``, values in
         [0, 1].
 
-        ``size``: frames, rows and columns; None: those of ``self.clip``, with as many frames as there are latents. A
-        decoder that is not ``generative`` gives S = 1 and takes no notice of the rest: ``samples`` drawn for every
-        clip in ``steps`` steps, ``guidance`` above 1 to lean more on the latents than was learned, and ``generator``,
-        which makes the draw repeatable. Raises ``ValueError`` for latents that do not fit.
+        ``size``: frames, rows and columns; None: those of ``self.clip``, with as many frames as a world model's latents
+        are. A decoder that is not ``generative`` gives S = 1 and takes no notice of the rest: ``samples`` drawn for
+        every clip in ``steps`` steps, ``guidance`` above 1 to lean more on the latents than was learned (0: not at
+        all), and ``generator``, which makes the draw repeatable. Frames that are decoded one by one begin with the same
+        noise, so that what their latents leave open does not flicker. Raises ``ValueError`` for latents that do not
+        fit.
         """
         if samples < 1 or steps < 1:
             raise ValueError(f"samples and steps must be at least 1, not {samples} and {steps}")
@@ -90,16 +94,42 @@ class Decoder:
             raise ValueError(
                 f"a clip of {sides} (frames, rows, columns) has {source.size} latents ({grid}), not {latents.shape[1]}"
             )
-        row_size = size
+        if not self.generative:
+            samples = 1
+        latents = latents.repeat_interleave(samples, dim=0)
+        noise = self._noise((clips * samples, self.objective.decoder.channels, *size), generator)
         if self.per_frame:
             latents, source = latents.unflatten(1, (size[0], -1)).flatten(0, 1), source._replace(t=1)
-            row_size = (1, *size[1:])
-        decoder = self.objective.decoder
-        at_once = max(1, _TOKENS_AT_ONCE // decoder.grids(latents[:1], row_size, source)[2].size)
-        decoded = torch.cat([decoder(part, row_size, source) for part in latents.split(at_once)]).float()
+        rows = self._decode_rows(latents, noise, source, steps, guidance)
         if self.per_frame:
-            decoded = decoded[:, :, 0].unflatten(0, (clips, -1)).transpose(1, 2)
-        return self.to_pixels(decoded)[:, None]
+            rows = rows[:, :, 0].unflatten(0, (clips * samples, -1)).transpose(1, 2)
+        return self.to_pixels(rows).unflatten(0, (clips, samples))
+
+    def _noise(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        """What a flow begins with, ``shape`` being ``[B, C, T, H, W]``; rows as they are decoded. Without memory for a
+        decoder that needs none."""
+        clips, channels, frames, height, width = shape
+        drawn = (clips, channels, 1 if self.per_frame else frames, height, width)
+        if not self.generative:
+            noise = torch.zeros((), device=self.device).expand(drawn)
+        else:
+            place = self.device if generator is None else generator.device
+            noise = torch.randn(drawn, generator=generator, device=place).to(self.device)
+        if not self.per_frame:
+            return noise
+        return noise[:, None].expand(-1, frames, -1, -1, -1, -1).flatten(0, 1)
+
+    def _decode_rows(self, latents: Tensor, noise: Tensor, source: TokenGrid, steps: int, guidance: float) -> Tensor:
+        """Rows ``[R, C, T, H, W]``, fp32 and normalised, of latents ``[R, N, D]``; ``noise`` has their shape."""
+        decoder, size = self.objective.decoder, size_of(noise)
+        at_once = max(1, _TOKENS_AT_ONCE // decoder.grids(latents[:1], size, source)[2].size)
+        decoded = []
+        for part, begin in zip(latents.split(at_once), noise.split(at_once), strict=True):
+            if isinstance(decoder, FlowDecoder):
+                decoded.append(decoder.sample(part, begin, steps, guidance, source=source))
+            else:
+                decoded.append(decoder(part, size, source).float())
+        return torch.cat(decoded)
 
     def to_pixels(self, clip: Tensor) -> Tensor:
         """Normalised ``[..., C, T, H, W]`` to values in [0, 1]."""

@@ -1,8 +1,9 @@
 """From latents to pixels: a small transformer with one token per output patch, trained on a frozen model's latents.
 
-Every output patch begins as the latents of the cell that it lies in, and as its place within that cell: where a frame
-is one latent, that is all that tells patches apart. Where cells and patches agree, the token is the latent itself.
-Patches then see each other under rotary positions. Both are relative, so other lengths and sizes decode as well.
+Every output patch begins as a projection of the latents of the cell that it lies in, one for each place within a cell:
+where a frame is one latent, that is what tells patches apart; where cells and patches agree, the token is the latent
+itself, projected. Patches then see each other under rotary positions. Both are relative, so other lengths and sizes
+decode as well.
 
 Shape legend: B batch, N latents, D width of a latent, M output patches, E width of the decoder, C channels, T frames,
 H/W pixels, t/h/w grid, P pixel values of a patch: C x tubelet_size x patch_size x patch_size.
@@ -10,7 +11,6 @@ H/W pixels, t/h/w grid, P pixel values of a patch: C x tubelet_size x patch_size
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from jepa.models.layers import Block, Init, check_width, init_weights
 from jepa.models.linear import Linear
-from jepa.models.positions import sincos_1d
 from jepa.models.recompute import Recomputing, run_block
 from jepa.models.rope import rope_table
 from jepa.models.tubelet import nearest_multiples
@@ -50,45 +49,47 @@ class PixelDecoderConfig:
 
 
 class CellEmbed(nn.Module):
-    """Latents ``[B, N, D]`` to one token per output patch, ``[B, M, E]``.
+    """Latents ``[B, N, D]`` to one token per output patch, ``[B, M, E]``. ``source`` and ``out`` are the native grids.
 
-    A token is W z + (1 + V z) * U p, z being the latents of its cell and p its place there: the product lets one latent
-    say different things at different places, which a sum could not before the first MLP. ``source`` and ``out`` are the
-    native grids.
+    Where a cell holds several patches, each place in it has its own projection, as in a transposed convolution: from
+    one latent per frame a decoder learns where things are many times faster than with places that are added to it.
     """
-
-    native_places: Tensor
 
     def __init__(self, latent_dim: int, dim: int, source: TokenGrid, out: TokenGrid) -> None:
         super().__init__()
-        self.source, self.out = source, out
-        self.content, self.gain = Linear(latent_dim, dim), Linear(latent_dim, dim)
-        places = cell_places(source, out, self.per_cell, dim)
-        self.register_buffer("native_places", places, persistent=False)
-        self.place = Linear(places.shape[-1], dim)
+        self.per_cell = per_cell(source, out)
+        self.embed = Linear(latent_dim, dim)
+        self.unfold = None
+        if self.per_cell.size > 1:
+            self.unfold = Linear(dim, self.per_cell.size * dim)
+            self.place = nn.Parameter(torch.empty(self.per_cell.size, dim))
 
-    @property
-    def per_cell(self) -> tuple[float, float, float]:
-        """Patches per cell and axis of the native grids."""
-        t, h, w = (fine / coarse for fine, coarse in zip(self.out, self.source, strict=True))
-        return t, h, w
+    def init(self, kind: Init) -> None:
+        """Weights of places, each as if it were alone; and what tells places apart before anything is learned."""
+        if self.unfold is None:
+            return
+        if kind == "xavier":
+            for weight in self.unfold.weight.data.chunk(self.per_cell.size):
+                nn.init.xavier_uniform_(weight)
+        nn.init.normal_(self.place, std=0.5)
 
     def forward(self, latents: Tensor, source: TokenGrid, out: TokenGrid) -> Tensor:
         """``source``: grid of the N latents. ``out``: that of the M patches."""
-        cells = cell_ids(source, out, latents.device)
-        places = self.native_places
-        if (source, out) != (self.source, self.out):
-            places = cell_places(source, out, self.per_cell, self.gain.out_features).to(latents.device)
-        place = self.place(places.to(self.place.weight.dtype))
-        return self.content(latents)[:, cells] + (1 + self.gain(latents)[:, cells]) * place
+        cells, places = cell_ids(source, out, latents.device), place_ids(source, out, self.per_cell, latents.device)
+        x = self.embed(latents)
+        if self.unfold is None:
+            return x[:, cells]
+        x = self.unfold(x).unflatten(2, (self.per_cell.size, -1)) + self.place
+        return x[:, cells, places]
 
 
-class PixelDecoder(Recomputing):
-    """Latents ``[B, N, D]`` to the clip ``[B, C, T, H, W]`` that they most likely come from, in the scale of the clips
-    that the model eats (normalised).
+class PatchDecoder(Recomputing):
+    """What decoders have in common: tokens of output patches made of latents, blocks, and pixels at their end.
 
     ``source``: the grid of the latents of a native clip; ``out``: the grid of its patches.
     """
+
+    block: type[Block] = Block
 
     def __init__(
         self, config: PixelDecoderConfig, latent_dim: int, source: TokenGrid, out: TokenGrid, channels: int = 3
@@ -98,22 +99,19 @@ class PixelDecoder(Recomputing):
         self.config, self.latent_dim, self.source, self.out, self.channels = config, latent_dim, source, out, channels
         dim = config.embed_dim
         self.cells = CellEmbed(latent_dim, dim, source, out)
-        self.blocks = nn.ModuleList(Block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(self.block(dim, config.num_heads, config.mlp_ratio) for _ in range(config.depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.proj = Linear(dim, channels * config.tubelet_size * config.patch_size**2)
-        init_weights(self, self.blocks, config.init)
+        self.init()
 
-    def forward(self, latents: Tensor, size: Size | None = None, source: TokenGrid | None = None) -> Tensor:
-        """``size``: frames, rows and columns of the clip; ``source``: the latents' grid (None: the native ones).
+    def init(self) -> None:
+        """Fresh weights."""
+        init_weights(self, self.blocks, self.config.init)
+        self.cells.init(self.config.init)
 
-        Raises ``ValueError`` for latents of another width or number, and for a size that patches do not divide.
-        """
-        size, source, out = self.grids(latents, size, source)
-        x = self.cells(latents, source, out)
-        rope = rope_table(out, out.ids(x.device)[None], self.config.embed_dim // self.config.num_heads)
-        for block in self.blocks:
-            x = run_block(block, x, rope, None, self.recompute_now)
-        return to_clip(self.proj(self.norm(x)), out, self.config, size[0])
+    def rope(self, out: TokenGrid, device: torch.device) -> Tensor:
+        """The rotary table of the patches of ``out``."""
+        return rope_table(out, out.ids(device)[None], self.config.embed_dim // self.config.num_heads)
 
     def grids(
         self, latents: Tensor, size: Size | None, source: TokenGrid | None
@@ -133,12 +131,25 @@ class PixelDecoder(Recomputing):
     @property
     def native_size(self) -> Size:
         """Frames, rows and columns of the native clip."""
-        return native_size(self.config, self.out)
+        config, out = self.config, self.out
+        return out.t * config.tubelet_size, out.h * config.patch_size, out.w * config.patch_size
 
 
-def native_size(config: PixelDecoderConfig, out: TokenGrid) -> Size:
-    """Frames, rows and columns of a clip whose patches have the grid ``out``."""
-    return out.t * config.tubelet_size, out.h * config.patch_size, out.w * config.patch_size
+class PixelDecoder(PatchDecoder):
+    """Latents ``[B, N, D]`` to the one clip ``[B, C, T, H, W]`` that fits them best, in the scale of the clips that the
+    model eats (normalised). What latents do not say comes out blurred."""
+
+    def forward(self, latents: Tensor, size: Size | None = None, source: TokenGrid | None = None) -> Tensor:
+        """``size``: frames, rows and columns of the clip; ``source``: the latents' grid (None: the native ones).
+
+        Raises ``ValueError`` for latents of another width or number, and for a size that patches do not divide.
+        """
+        size, source, out = self.grids(latents, size, source)
+        x = self.cells(latents, source, out)
+        rope = self.rope(out, x.device)
+        for block in self.blocks:
+            x = run_block(block, x, rope, None, self.recompute_now)
+        return to_clip(self.proj(self.norm(x)), out, self.config, size[0])
 
 
 def out_grid(config: PixelDecoderConfig, size: Size) -> TokenGrid:
@@ -177,21 +188,23 @@ def cell_ids(source: TokenGrid, out: TokenGrid, device: torch.device | str) -> T
     return ((t[:, None, None] * source.h + h[:, None]) * source.w + w).flatten()
 
 
-def cell_places(source: TokenGrid, out: TokenGrid, per_cell: tuple[float, float, float], dim: int) -> Tensor:
-    """Where every patch of ``out`` lies within its cell of ``source``: sine-cosine ``[M, 6 * ceil(dim / 6)]``, float32,
-    on the CPU.
+def per_cell(source: TokenGrid, out: TokenGrid) -> TokenGrid:
+    """How many patches of ``out`` a cell of ``source`` holds at most, over time, rows and columns."""
+    return TokenGrid(*(-(-patches // cells) for patches, cells in zip(out, source, strict=True)))
 
-    Counted in patches of the native grids, ``per_cell`` of which a cell holds: cells of the same size have the same
-    places in a clip of any size, and the patches of a cell that is cut finer are spread over its extent.
+
+def place_ids(source: TokenGrid, out: TokenGrid, native: TokenGrid, device: torch.device | str) -> Tensor:
+    """Where within its cell of ``source`` the middle of every patch of ``out`` lies: ids of the ``native`` places that
+    a cell is divided into, int64 ``[M]``.
+
+    Cells of the same size have the same places in a clip of any size; the patches of a cell that is cut otherwise than
+    the native ones take the place that they lie in.
     """
-    axes = []
-    for patches, cells, extent in zip(out, source, per_cell, strict=True):
-        middle = (torch.arange(patches, device="cpu", dtype=torch.float64) + 0.5) * cells / patches
-        place = (middle - middle.floor()) * extent - 0.5
-        axes.append(sincos_1d(place, 2 * math.ceil(dim / 6)))
-    t, h, w = axes
-    grids = (t[:, None, None], h[None, :, None], w[None, None, :])
-    return torch.cat([axis.expand(*out, -1) for axis in grids], dim=-1).flatten(0, 2)
+    t, h, w = (
+        (2 * torch.arange(patches, device=device) + 1) * cells % (2 * patches) * places // (2 * patches)
+        for patches, cells, places in zip(out, source, native, strict=True)
+    )
+    return ((t[:, None, None] * native.h + h[:, None]) * native.w + w).flatten()
 
 
 def to_clip(values: Tensor, grid: TokenGrid, config: PixelDecoderConfig, frames: int) -> Tensor:

@@ -15,7 +15,8 @@ from jepa.config import ConfigError
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import TRAINED, Work, blocks_flops, encoder_flops, linear_flops
-from jepa.models.pixel_decoder import PixelDecoder, Size, out_grid
+from jepa.models.flow_decoder import FlowDecoder, FlowDecoderConfig
+from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, Size, out_grid
 from jepa.models.world_model import encode_frames, head_for
 from jepa.objectives.base import Objective
 from jepa.objectives.decoder_config import DecoderBase, DecoderConfig
@@ -50,7 +51,7 @@ class DecoderObjective(Objective):
             )
         try:
             out = out_grid(config.decoder, size)
-            self.decoder = PixelDecoder(config.decoder, self._latent_dim(), self.grid_of(size), out)
+            self.decoder = build_decoder(config.decoder, self._latent_dim(), self.grid_of(size), out)
         except ValueError as error:
             raise ConfigError(f"objective.decoder: {error}") from None
         # another name for the same module, past nn.Module, which would count its weights twice
@@ -72,9 +73,12 @@ class DecoderObjective(Objective):
         """The error of decoded ``batch.clip`` ``[B, C, T, H, W]``; masks, actions and labels are not looked at."""
         clip = self.rows(batch.clip)
         latents, source = self.latents(clip)
+        if isinstance(self.decoder, FlowDecoder):
+            error = self.decoder.loss(clip, latents, source)
+            return Loss(error, {"velocity": error.detach()})
         decoded = self.decoder(latents, size_of(clip), source).float()
-        error = F.l1_loss(decoded, clip)
-        terms = {"l1": error.detach(), "psnr": self.psnr(decoded.detach(), clip)}
+        error = (F.l1_loss if self.config.loss == "l1" else F.mse_loss)(decoded, clip)
+        terms = {self.config.loss: error.detach(), "psnr": self.psnr(decoded.detach(), clip)}
         if not self.config.perceptual_weight:
             return Loss(error, terms)
         distance = self.perceptual(decoded, clip)
@@ -114,8 +118,9 @@ class DecoderObjective(Objective):
 
     @torch.no_grad()
     def measure(self, clip: Tensor) -> dict[str, Tensor]:
-        """For the monitor, of held-out clips ``[B, C, T, H, W]``: ``psnr`` of what is decoded from their latents, and
-        ``psnr_mean_frame`` of the mean over all their frames."""
+        """For the monitor, of held-out clips ``[B, C, T, H, W]``: ``psnr`` of what is decoded from their latents (of a
+        flow decoder: of a sample, from the same noise at every call), and ``psnr_mean_frame`` of the mean over all
+        their frames."""
         rows = self.rows(clip)
         decoded = torch.cat([self.decode(part) for part in rows.split(16)])
         mean = rows.mean(dim=(0, 2), keepdim=True).expand_as(rows)
@@ -125,6 +130,9 @@ class DecoderObjective(Objective):
     def decode(self, rows: Tensor) -> Tensor:
         """``rows`` ``[R, C, T, H, W]`` as their latents say they are, fp32."""
         latents, source = self.latents(rows)
+        if isinstance(self.decoder, FlowDecoder):
+            noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows.device)
+            return self.decoder.sample(latents, noise, source=source)
         decoded: Tensor = self.decoder(latents, size_of(rows), source)
         return decoded.float()
 
@@ -140,8 +148,9 @@ class DecoderObjective(Objective):
         else:
             encoding = size[0] * frame_flops(self.encoder, side, side, trained=False)
         decoder, cells = self.decoder, self.decoder.cells
-        flops = linear_flops(cells.content, source.size) + linear_flops(cells.gain, source.size)
-        flops += linear_flops(cells.place, out) + linear_flops(decoder.proj, out) + blocks_flops(decoder.blocks, out)
+        flops = linear_flops(cells, source.size) + linear_flops(decoder.proj, out) + blocks_flops(decoder.blocks, out)
+        if isinstance(decoder, FlowDecoder):
+            flops += linear_flops(decoder.proj, out)  # its transpose, as it were: the patches that go in
         flops *= TRAINED
         times = 1 + (3 if self.config.perceptual_weight else 0)  # true pixels; decoded ones, forward and backward
         return Work(rows * (times * encoding + flops), rows * source.size)
@@ -182,6 +191,15 @@ class DecoderObjective(Objective):
             return tuple(self.encoder.layer_number(layer) for layer in layers)
         except ValueError as error:
             raise ConfigError(f"objective.{name}: {error}") from None
+
+
+def build_decoder(
+    config: PixelDecoderConfig | FlowDecoderConfig, latent_dim: int, source: TokenGrid, out: TokenGrid
+) -> PixelDecoder | FlowDecoder:
+    """The decoder that ``config`` describes, with fresh weights; the rest as for ``PixelDecoder``."""
+    if isinstance(config, FlowDecoderConfig):
+        return FlowDecoder(config, latent_dim, source, out)
+    return PixelDecoder(config, latent_dim, source, out)
 
 
 def size_of(rows: Tensor) -> Size:

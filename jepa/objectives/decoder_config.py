@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from jepa.models.flow_decoder import FlowDecoderConfig
 from jepa.models.pixel_decoder import PixelDecoderConfig
 from jepa.models.timm_config import TimmConfig
 from jepa.models.world_model import LatentConfig
@@ -33,15 +34,18 @@ class DecoderConfig:
     model's own objective predicts, which is the last block, or the levels of V-JEPA 2.1. Each is layer-normed, as
     targets are. World models have latents of their own: leave it out.
 
-    ``perceptual_weight``: of the distance (L1) between the frozen encoder's features, layer-normed, of decoded and true
-    pixels, beside the L1 of the pixels themselves. ``perceptual_layers``: the blocks that these come from (None: the
-    middle one and the last). ``base`` is written by the run, not by hand.
+    ``decoder``: "deterministic" gives one clip, "flow" samples (``jepa.models.flow_decoder``). ``loss``: error of the
+    pixels; where latents leave something open, "l1" learns its median, which is sharper, and takes longer to see what is
+    small, "mse" its mean. ``perceptual_weight``: of the distance (L1), added to it, between the frozen encoder's
+    features, layer-normed, of decoded and true pixels. ``perceptual_layers``: the blocks that these come from (None:
+    the middle one and the last). ``base`` is written by the run, not by hand.
     """
 
     kind: Literal["decoder"] = "decoder"
     model: str = ""
     layers: tuple[int, ...] | None = None
-    decoder: PixelDecoderConfig = field(default_factory=PixelDecoderConfig)
+    loss: Literal["l1", "mse"] = "l1"
+    decoder: PixelDecoderConfig | FlowDecoderConfig = field(default_factory=PixelDecoderConfig)
     perceptual_weight: float = 0.0
     perceptual_layers: tuple[int, ...] | None = None
     base: DecoderBase | None = None
@@ -49,10 +53,14 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if not self.model:
             raise ValueError("model must name what is decoded: a run, a published model or timm:NAME")
+        if self.loss != "l1" and self.decoder.kind == "flow":
+            raise ValueError("loss has no meaning with a flow decoder, which learns a velocity: leave it out")
         for name in ("layers", "perceptual_layers"):
             if getattr(self, name) == ():
                 raise ValueError(f"{name} is empty: name at least one block, or leave it out")
         if self.perceptual_weight < 0:
             raise ValueError(f"perceptual_weight must not be negative, but is {self.perceptual_weight:g}")
+        if self.perceptual_weight and self.decoder.kind == "flow":
+            raise ValueError("perceptual_weight has no meaning with a flow decoder, which samples: leave it out")
         if self.perceptual_layers is not None and not self.perceptual_weight:
             raise ValueError("perceptual_layers have no meaning with perceptual_weight 0: set a weight such as 0.1")
