@@ -76,13 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: list[str], parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Parse; ``--debug`` may stand anywhere, and so may overrides and folders (argparse: in one place)."""
+    """Parse; ``--debug`` may stand anywhere, and so may overrides, folders and videos (argparse: in one place)."""
     args, rest = parser.parse_known_args([word for word in argv if word != "--debug"])
     args.debug = "--debug" in argv
+    given = (getattr(args, name, None) for name in ("folders", "videos"))
+    paths = next((found for found in given if isinstance(found, list)), None)
     if rest and hasattr(args, "overrides") and all("=" in word and not word.startswith("-") for word in rest):
         args.overrides = [*args.overrides, *rest]
-    elif hasattr(args, "folders") and not any(word.startswith("-") for word in rest):
-        args.folders = [*args.folders, *rest]
+    elif paths is not None and not any(word.startswith("-") for word in rest):
+        paths += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     return args

@@ -95,7 +95,7 @@ def codes(bench: Bench, args: argparse.Namespace) -> Iterator[Shown]:
             panels.append(decoded(f"code {number}", dreamt, None, None, "")[0])
         under = ("seen", *(f"step {step + 1}" for step in range(steps)))
         apart = torch.stack([(a - b).abs().mean() for i, a in enumerate(ends) for b in ends[:i]])
-        numbers = {"moved": moved, "pixels_between_codes": round(float(apart.mean()), 5)}
+        numbers = {"moved": moved, "pixels_between_codes": round(float(apart.mean()), 7)}
         yield Shown(Example(clip.name, with_lines(panels, under)), numbers)
 
 
