@@ -14,6 +14,7 @@ from evals.task_configs import (
     ClipChanges,
     DenseConfig,
     LatentActionTask,
+    ReconstructionTask,
     RetrievalConfig,
     TrackingConfig,
     WorldModelTask,
@@ -24,7 +25,9 @@ from jepa.data.transforms import AugmentConfig
 
 BASELINES = ("random", "pixels")
 Allowance = Literal["leak", "unseen_classes"]
-UNPROBED = ("physics", "retrieval", "tracking", "latent_action", "world_model")  # tasks that fit no probe
+UNPROBED = (  # tasks that fit no probe of labels
+    "physics", "retrieval", "tracking", "latent_action", "world_model", "reconstruction",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +61,8 @@ class EvalConfig:
     for the features of a model without a run (``None``: see ``evals.subjects.home``).
     ``watching``: how the task "physics" watches videos; its pairs come from ``dataset``, ``test``, or the built-in
     world.
-    ``anticipation``, ``retrieval``, ``tracking``, ``dense``, ``latent_action``, ``world_model``: settings of the tasks
-    of these names.
+    ``anticipation``, ``retrieval``, ``tracking``, ``dense``, ``latent_action``, ``world_model``, ``reconstruction``:
+    settings of the tasks of these names.
     """
 
     run: str
@@ -101,6 +104,7 @@ class EvalConfig:
     dense: DenseConfig = field(default_factory=DenseConfig)
     latent_action: LatentActionTask = field(default_factory=LatentActionTask)
     world_model: WorldModelTask = field(default_factory=WorldModelTask)
+    reconstruction: ReconstructionTask = field(default_factory=ReconstructionTask)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.baselines) - set(BASELINES))

@@ -224,3 +224,46 @@ class WorldModelTask:
                 raise ValueError(f"world_model.{name} must be at least {value}, not {given}")
         if min(self.horizons, default=1) < 1:
             raise ValueError(f"world_model.horizons must be at least 1 step, not {list(self.horizons)}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReconstructionTask:
+    """A decoder of ``embed_dim``, ``depth`` and ``num_heads`` is fitted in ``steps`` steps of ``batch_size`` clips to
+    the latents of ``train_clips`` clips, and judged on ``test_clips``, evenly over the sources; weights, batches and
+    masks are drawn by ``seed``. ``pools``: also on latents averaged over so many rows and columns (fewer tokens).
+
+    What is predicted: places hidden by the model's own masks, of the family ``mask_token``, and all that follows the
+    share ``context`` of a clip. The random encoder's predictor is trained for ``predictor_steps``.
+    ``pictures``: test clips that are drawn in the report.
+    """
+
+    train_clips: int = 1024
+    test_clips: int = 128
+    embed_dim: int = 128
+    depth: int = 2
+    num_heads: int = 4
+    steps: int = 600
+    predictor_steps: int = 600
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    pools: tuple[int, ...] = ()
+    mask_token: int = 0
+    context: float = 0.5
+    pictures: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        least = {
+            "train_clips": 2, "test_clips": 2, "embed_dim": 1, "depth": 1, "num_heads": 1, "steps": 1, "batch_size": 1,
+            "predictor_steps": 1, "mask_token": 0, "pictures": 0,
+        }  # fmt: skip
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"reconstruction.{name} must be at least {value}, not {getattr(self, name)}")
+        if min(self.pools, default=2) < 2:
+            raise ValueError(f"reconstruction.pools must be at least 2 rows and columns, not {list(self.pools)}")
+        if not 0 < self.context < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                "reconstruction.context is a share of the clip and learning_rate positive, not "
+                f"{self.context:g} and {self.learning_rate:g}"
+            )

@@ -10,6 +10,7 @@ from evals.tasks.dense import predict_densely
 from evals.tasks.image import classify_images
 from evals.tasks.latent_action import measure_actions
 from evals.tasks.physics import judge_physics
+from evals.tasks.reconstruction import reconstruct
 from evals.tasks.retrieval import retrieve
 from evals.tasks.tracking import track
 from evals.tasks.video import classify_videos
@@ -25,4 +26,5 @@ TASKS: dict[str, Callable[[EvalConfig], TaskResult]] = {
     "dense": predict_densely,
     "latent_action": measure_actions,
     "world_model": measure_world_model,
+    "reconstruction": reconstruct,
 }

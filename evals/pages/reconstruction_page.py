@@ -1,0 +1,137 @@
+"""report.html of the task "reconstruction": scores by places, what every layer keeps, forecasts, decoded clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from evals.pages import drawing, page, task_page
+from evals.pages.drawing import Chart, Frames, Line
+from evals.reconstruction.rows import ALL, FORECAST, HEAD, MASKED, TITLES, cells, words
+
+_HEIGHT, _STILLS = 72, 8
+_ABOUT = {
+    ALL: "A decoder is fitted to each kind of frozen latents and judged on clips that it has not seen. That this works "
+    "for a random encoder, too, is why this table alone says nothing about a model.",
+    MASKED: "Places are hidden by the model's own masks. `predicted`: the predictor's latents, decoded; `target`: "
+    "latents of the whole clip, which the model did not have, by the same decoder: the ceiling.",
+    FORECAST: "Only the first part of each clip is seen, and every later place is predicted at once.",
+}
+
+
+class Pictures:
+    """The first ``count`` clips as they were, as they were seen and as they were decoded, for the report."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.shown: dict[str, dict[str, Frames]] = {}
+
+    def add(self, places: str, name: str, pixels: Tensor, first: bool = False) -> None:
+        """Keep of ``pixels`` uint8 ``[K, T, H, W, 3]`` what is drawn; ``first``: above all others."""
+        kept = drawing.shrink(pixels[: self.count].cpu().numpy(), 2 * _HEIGHT)
+        own = self.shown.setdefault(places, {})
+        self.shown[places] = {name: kept, **own} if first else {**own, name: kept}
+
+    def draw(self, places: str) -> str:
+        """Strips of frames, a line for each way, a card for each clip."""
+        own = self.shown.get(places, {})
+        cards = []
+        for number in range(self.count if own else 0):
+            lines = []
+            for name, clips in own.items():
+                if number < len(clips):
+                    strip = drawing.jpeg(drawing.side_by_side([f[None] for f in _stills(clips[number])], gap=4)[0], 90)
+                    lines.append(f'<tr><th>{page.escape(name)}</th><td><img alt="{page.escape(name)}" '
+                                 f'src="{strip}"></td></tr>')  # fmt: skip
+            if lines:
+                cards.append(page.card(f'<div class="scroll"><table class="strips">{"".join(lines)}</table></div>'))
+        return "".join(cards)
+
+
+def _stills(clip: Frames) -> Frames:
+    """At most so many frames, evenly, from the first to the last."""
+    chosen = np.unique(np.linspace(0, len(clip) - 1, min(len(clip), _STILLS)).round().astype(np.int64))
+    return drawing.enlarge(clip[chosen], _HEIGHT)
+
+
+def draw(results: Mapping[str, Any], pictures: Pictures) -> str:
+    """The whole page. ``results``: what results.json holds."""
+    rows = results["rows"]
+    facts = {
+        "test clips": str(rows[0]["clips"]), "training clips": str(results["train_clips"]),
+        "parameters in the decoder": f"{rows[0]['parameters'] / 1e6:.2f} M",
+    }  # fmt: skip
+    body = [_section(rows, places, pictures, results["floor"]) for places in TITLES]
+    notes = results["notes"]
+    body.append(page.section("Notes", *(page.text(part) for part in notes.split("\n\n"))) if notes else "")
+    return task_page.draw(results, "pixels in latents", headline(rows), facts, body)
+
+
+def headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The numbers that matter, in one sentence."""
+    said = []
+    for places, name in ((MASKED, "at masked places"), (FORECAST, "in forecasts")):
+        known = {(row["what"], row["model"]): row for row in rows if row["places"] == places}
+        own = known.get(("predicted", "trained"))
+        if own is None:
+            continue
+        others = [("random encoder", "predicted", "random"), *((g, "guess", g) for g in ("mean frame", "copy last"))]
+        beside = [
+            f"{words} {known[what, model]['psnr']:.1f}" for words, what, model in others if (what, model) in known
+        ]
+        ceiling = known["target", "trained"]["psnr"]
+        said.append(f"{name} predictions reach {own['psnr']:.1f} dB of {ceiling:.1f} ({', '.join(beside)})")
+    if not said:
+        return f"Target latents decode to {rows[0]['psnr']:.1f} dB; there is no predictor to look at."
+    return "Decoded, " + "; ".join(said) + "."
+
+
+def _section(
+    rows: Sequence[Mapping[str, Any]], places: str, pictures: Pictures, floor: Mapping[str, float | None]
+) -> str:
+    lines = cells(rows, places)
+    if not lines:
+        return ""
+    charts = drawing.charts(_charts(rows, places))
+    return page.section(
+        TITLES[places], page.text(_ABOUT[places]), page.card(page.table(HEAD, lines)),
+        page.text(words(rows, floor), soft=True), page.card(page.image(charts, "scores")), pictures.draw(places),
+    )  # fmt: skip
+
+
+def _charts(rows: Sequence[Mapping[str, Any]], places: str) -> list[Chart]:
+    own = [row for row in rows if row["places"] == places]
+    if places == FORECAST:
+        return _by_frame(own)
+    return _by_layer(own) if places == ALL else []
+
+
+def _by_layer(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    found = []
+    for key, title, label in (("layer", "What each layer keeps", "block"), ("tokens", "By number of tokens", "tokens")):
+        lines = []
+        for model in dict.fromkeys(row["model"] for row in rows if row["what"] == "target"):
+            own = [row for row in rows if row["model"] == model and row["what"] == "target"]
+            own = [row for row in own if (row["layer"] is not None) == (key == "layer")]
+            own.sort(key=lambda row: row[key])
+            if len(own) > 1:
+                lines.append(Line(model, [row[key] for row in own], [row["psnr"] for row in own]))
+        if lines:
+            ticks = [(x, str(x)) for x in sorted({x for line in lines for x in line.x})]
+            found.append(Chart(title, lines, label, "PSNR, dB", ticks, log_x=key == "tokens"))
+    return found
+
+
+def _by_frame(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    found = []
+    for key, title, label in (("psnr", "PSNR of every frame", "dB"), ("near", "Object within a patch", "share")):
+        lines = [
+            Line(f"{row['model']}, {row['what']}", [f["frame"] for f in row["frames"]], [f[key] for f in row["frames"]])
+            for row in rows if row["frames"] and row["frames"][0][key] is not None
+        ]  # fmt: skip
+        if lines:
+            found.append(Chart(title, lines, "frame", label))
+    return found

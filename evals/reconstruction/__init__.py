@@ -1,0 +1,1 @@
+"""The parts of the task ``reconstruction``: clips, decoders as probes, what predictors expect, and scores."""

@@ -1,0 +1,162 @@
+"""The probe: a small decoder of pixels, fitted on frozen latents that are computed before it begins.
+
+Shape legend: K clips, B clips of a batch, N latents of a clip, D width of a latent, C channels, T frames, H/W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evals.features.harness import FeatureSet
+from evals.features.rows import Rows
+from evals.reconstruction.shown import Shown, to_values
+from evals.task_configs import ReconstructionTask
+from jepa.config import ConfigError
+from jepa.distributed import Run
+from jepa.models.base import ClipEncoder
+from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, out_grid
+from jepa.schedules import warmup_cosine
+from jepa.types import TokenGrid
+
+LARGE = 250_000_000  # parameters of an encoder from which on a decoder is held to a tenth of it: ViT-L has 304 M
+_WARMUP = 0.05  # of the steps
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Layer-normed latents of K clips, read from the features of an encoder: ``parts`` side by side, each normed by
+    itself and averaged over ``pool`` x ``pool`` rows and columns of the ``stored`` grid after that."""
+
+    parts: tuple[Rows, ...]
+    stored: TokenGrid
+    pool: int
+
+    @property
+    def grid(self) -> TokenGrid:
+        return TokenGrid(self.stored.t, self.stored.h // self.pool, self.stored.w // self.pool)
+
+    @property
+    def dim(self) -> int:
+        return sum(part.shape[-1] for part in self.parts)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """``[B, N, D]``, float32, of the clips ``rows`` ``[B]``."""
+        found = [part.gather(rows)[:, 0].float() for part in self.parts]
+        normed = torch.cat([F.layer_norm(tokens, tokens.shape[-1:]) for tokens in found], dim=-1)
+        return pooled(normed, self.stored, self.pool)
+
+
+def latents_of(features: FeatureSet, levels: tuple[int, ...] | None, pool: int = 1) -> Latents:
+    """Of the blocks ``levels`` side by side (None: the encoder's own output). Raises ``ConfigError`` for a pool that
+    does not divide the grid."""
+    assert features.tokens is not None
+    grid = features.grid
+    if grid.h % pool or grid.w % pool:
+        raise ConfigError(f"reconstruction.pools: {pool} does not divide a grid of {grid.h} x {grid.w} tokens")
+    chosen = [features] if levels is None else [features.level(level) for level in levels]
+    return Latents(tuple(part.tokens for part in chosen if part.tokens is not None), grid, pool)
+
+
+def pooled(tokens: Tensor, grid: TokenGrid, pool: int) -> Tensor:
+    """``tokens`` ``[B, N, D]`` of ``grid`` averaged over ``pool`` x ``pool`` rows and columns."""
+    if pool == 1:
+        return tokens
+    cells = tokens.unflatten(1, (grid.t, grid.h // pool, pool, grid.w // pool, pool))
+    return cells.mean(dim=(3, 5)).flatten(1, 3)
+
+
+def build_decoder(task: ReconstructionTask, encoder: ClipEncoder, latents: Latents, shown: Shown) -> PixelDecoder:
+    """A decoder of patches as large as the encoder's, with weights drawn by ``task.seed``. Raises ``ConfigError`` for
+    one that is too large a part of a large encoder: it could learn what the latents do not hold."""
+    _, frames, height, width, _ = shown.pixels.shape
+    grid = latents.stored
+    config = PixelDecoderConfig(
+        embed_dim=task.embed_dim, depth=task.depth, num_heads=task.num_heads, patch_size=height // grid.h,
+        tubelet_size=frames // grid.t,
+    )  # fmt: skip
+    size = (frames, height, width)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(task.seed)
+            decoder = PixelDecoder(config, latents.dim, latents.grid, out_grid(config, size))
+    except ValueError as error:
+        raise ConfigError(f"clips of {frames} x {height} x {width} cannot be decoded: {error}") from None
+    own, other = (sum(p.numel() for p in part.parameters()) for part in (decoder, encoder))
+    if other >= LARGE and own > other / 10:
+        raise ConfigError(
+            f"the decoder has {own / 1e6:.0f} M parameters, more than a tenth of the encoder's {other / 1e6:.0f} M: "
+            "lower reconstruction.embed_dim or depth"
+        )
+    return decoder
+
+
+def descend(
+    parameters: Iterable[nn.Parameter], loss: Callable[[int], Tensor], steps: int, learning_rate: float
+) -> list[float]:
+    """Follow ``loss(step)`` downhill by AdamW, with a short warm-up and a half cosine to 0. Returns the losses of the
+    first and the last step. Raises ``ValueError`` when they are no numbers any more."""
+    own = [p for p in parameters if p.requires_grad]
+    optimizer = torch.optim.AdamW(own, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warmup, ends = max(1, round(_WARMUP * steps)), list[float]()
+    for step in range(steps):
+        rate = warmup_cosine(step + 1, steps + 1, start=0.0, peak=learning_rate, final=0.0, warmup_steps=warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        error = loss(step)
+        error.backward()
+        nn.utils.clip_grad_norm_(own, 1.0)
+        optimizer.step()
+        if step in (0, steps - 1):
+            ends.append(error.item())
+    if not all(torch.tensor(ends).isfinite()):
+        raise ValueError("the loss of a probe is not finite: are the latents broken, or reconstruction.learning_rate?")
+    return ends
+
+
+def draw_rows(count: int, batch_size: int, seed: int) -> Callable[[int], Tensor]:
+    """Which of ``count`` clips a step sees, ``[B]``: all of them once, in another order every time they are through."""
+    size = min(batch_size, count)
+    per_round = count // size
+
+    def rows(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step // per_round)
+        order = torch.randperm(count, generator=generator)
+        first = step % per_round * size
+        return order[first : first + size]
+
+    return rows
+
+
+def fit_decoder(decoder: PixelDecoder, latents: Latents, shown: Shown, task: ReconstructionTask, run: Run) -> None:
+    """Train ``decoder`` to tell the pixels of ``shown`` from their ``latents``: L1 in the normalised scale."""
+    rows = draw_rows(len(shown), task.batch_size, task.seed)
+    decoder.to(run.device).train()
+
+    def loss(step: int) -> Tensor:
+        chosen = rows(step)
+        with run.autocast():
+            decoded = decoder(latents(chosen).to(run.device))
+        return F.l1_loss(decoded.float(), shown.normalised(chosen).to(run.device))
+
+    descend(decoder.parameters(), loss, task.steps, task.learning_rate)
+    decoder.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def decode(
+    decoder: PixelDecoder, latents: Callable[[Tensor], Tensor], shown: Shown, task: ReconstructionTask, run: Run
+) -> Tensor:
+    """What ``decoder`` makes of the latents of all clips: uint8 ``[K, T, H, W, 3]``."""
+    parts = []
+    for rows in torch.arange(len(shown)).split(task.batch_size):
+        with run.autocast():
+            decoded = decoder(latents(rows).to(run.device)).float()
+        values = to_values(decoded, shown.clip).cpu()
+        parts.append((values * 255).round().byte().movedim(1, -1))
+    return torch.cat(parts)

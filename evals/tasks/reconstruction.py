@@ -1,0 +1,299 @@
+"""What latents hold of the pixels, and what a predictor expects of hidden ones: both decoded by a small probe.
+
+Tokens of even a random transformer carry enough to reconstruct their own pixels. So beside the decoded target latents
+(the ceiling) stand decoded predictions at places that the model did not see, a random encoder with a predictor of its
+own, and guesses that learn nothing. No gradient reaches an encoder.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evals.features.harness import FeatureSet, Split, compute_splits, feature_splits
+from evals.features.representations import EncoderRepresentation, encoder_hash, random_twin
+from evals.outcome import versions
+from evals.pages import reconstruction_page
+from evals.pages.reconstruction_page import Pictures
+from evals.physics import untrained
+from evals.reconstruction.predicting import (
+    FORECAST,
+    MASKED,
+    Expecting,
+    Hidden,
+    expected,
+    fit_predictor,
+    guesses,
+    hide,
+    open_expecting,
+    training_mean,
+)
+from evals.reconstruction.probe import Latents, build_decoder, decode, fit_decoder, latents_of
+from evals.reconstruction.rows import ALL, Judge, ReconstructionRow, table
+from evals.reconstruction.shown import Shown, open_sides, read
+from evals.settings import EvalConfig, TaskResult
+from evals.subjects import TRAINED, facts, home, open_subjects
+from evals.tracking import demo_scenes
+from jepa.config import ConfigError
+from jepa.distributed import Run
+from jepa.frozen_model import fingerprint
+from jepa.models.base import ClipEncoder
+from jepa.models.encoder import Encoder
+from jepa.models.pixel_decoder import PixelDecoder
+from jepa.types import ClipConfig
+
+log = logging.getLogger("jepa")
+RANDOM = "random"
+TARGET, PREDICTED, GUESS = "target", "predicted", "guess"
+GUESSES = ("training mean", "mean frame", "copy last")
+Sides = Mapping[str, Shown]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A frozen ``encoder``, what predicts its latents (or the reason why nothing does), and the ``blocks`` that are
+    decoded one by one beside its latents."""
+
+    name: str
+    encoder: ClipEncoder
+    expecting: Expecting | str
+    blocks: tuple[int, ...]
+
+    @property
+    def levels(self) -> tuple[int, ...] | None:
+        """The blocks that the latents come from; None: the encoder's own output."""
+        return self.expecting.levels if isinstance(self.expecting, Expecting) else None
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """The same with the last block for the output."""
+        return self.levels or (self.encoder.depth - 1,)
+
+    @property
+    def encoded(self) -> tuple[int, ...] | None:
+        """The blocks whose outputs are needed; None: the output alone."""
+        return tuple(sorted({*self.blocks, *self.own})) if self.blocks or self.levels else None
+
+
+def reconstruct(config: EvalConfig) -> TaskResult:
+    """Fit decoders on frozen latents of the training clips and judge what they make of the test clips.
+
+    Raises ``ValueError`` for missing data, clips that cannot be decoded, and settings that do not fit the model.
+    """
+    if config.segments != 1 or config.views != 1 or config.train_views != 1 or config.cells != (1, 1, 1):
+        raise ConfigError("the task reconstruction sees every clip once: leave segments, views and cells out")
+    began = time.perf_counter()
+    with Run.start(config.device, config.precision) as run:
+        subjects = open_subjects(config)
+        models = open_models(config, {s.name: (s.model, s.encoder) for s in subjects})
+        hashes = {model.name: encoder_hash(model.encoder) for model in models}
+        sources = open_sides(config, models[0].encoder.clip)
+        clips = {
+            clip: {side: read(source, clip, config.batch_size, config.workers) for side, source in sources.items()}
+            for clip in dict.fromkeys(model.encoder.clip for model in models)
+        }
+        features = encode(config, models, run)(sources)
+        seconds, began = {"clips and features": time.perf_counter() - began}, time.perf_counter()
+        bench = Bench(config, models[0], clips, run)
+        for model in models:
+            bench.look(model, {side: features[side][model.name] for side in sources})
+            seconds[model.name], began = time.perf_counter() - began, time.perf_counter()
+    check_untouched(models, hashes)
+    about = {subject.name: facts(subject, hashes[subject.name]) for subject in subjects}
+    shown = clips[models[0].encoder.clip]
+    floor = bench.judge(models[0]).floor
+    result = {
+        **about[TRAINED], "models": about, "device": str(run.device), "precision": run.precision, "floor": floor,
+        "train_clips": len(shown["train"]), "versions": versions(),
+        "unreadable": {side: list(part.failures.values()) for side, part in shown.items()},
+    }  # fmt: skip
+    report = functools.partial(reconstruction_page.draw, pictures=bench.pictures)
+    return TaskResult(bench.rows, seconds, result, table(bench.rows, floor), {}, "\n\n".join(bench.notes), report)
+
+
+def open_models(config: EvalConfig, named: Mapping[str, tuple[str, ClipEncoder]]) -> list[Model]:
+    """The models by name, and the first one's random twin."""
+
+    def blocks(encoder: ClipEncoder) -> tuple[int, ...]:
+        if not config.sweep_layers and config.layers is None:
+            return ()
+        try:
+            return tuple(encoder.layer_number(layer) for layer in config.layers or range(encoder.depth))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    found = []
+    for name, (model, encoder) in named.items():
+        expecting = open_expecting(model)
+        if isinstance(expecting, Expecting) and fingerprint(expecting.parts.target_encoder) != fingerprint(encoder):
+            expecting = "its predictor predicts another encoder's latents (--weights target_encoder)"
+        if isinstance(expecting, Expecting):
+            assert isinstance(encoder, Encoder)
+            expecting = expecting._replace(parts=replace(expecting.parts, target_encoder=encoder))  # with its own clip
+        found.append(Model(name=name, encoder=encoder, expecting=expecting, blocks=blocks(encoder)))
+    if RANDOM in config.baselines:
+        first = found[0]
+        if isinstance(first.expecting, Expecting):
+            parts = untrained(first.expecting.parts, config.random_seed)
+            encoder, expecting = parts.target_encoder, first.expecting._replace(parts=parts)
+        else:
+            encoder, expecting = random_twin(first.encoder, config.random_seed), first.expecting
+        found.append(Model(name=RANDOM, encoder=encoder, expecting=expecting, blocks=first.blocks))
+    return found
+
+
+def encode(config: EvalConfig, models: list[Model], run: Run) -> Callable[..., dict[str, dict[str, FeatureSet]]]:
+    """From sources to the tokens of all models, kept where other probes find them."""
+    own = [EncoderRepresentation(model.name, model.encoder, run, layers=model.encoded) for model in models]
+    folder: Path = home(config) / "features"
+
+    def encoded(sources: dict) -> dict[str, dict[str, FeatureSet]]:
+        splits = feature_splits(config, sources, folder)
+        tokens = {name: Split(source, replace(options, tokens=True)) for name, (source, options) in splits.items()}
+        return compute_splits(own, tokens, run)
+
+    return encoded
+
+
+def check_untouched(models: list[Model], hashes: Mapping[str, str]) -> None:
+    """The leak check: no weight of an encoder has a gradient or has changed."""
+    for model in models:
+        assert all(p.grad is None and not p.requires_grad for p in model.encoder.parameters()), model.name
+        assert encoder_hash(model.encoder) == hashes[model.name], f"the encoder of {model.name} changed"
+
+
+class Bench:
+    """Looks at one model after the other; ``rows``, ``pictures`` and ``notes`` gather what is found."""
+
+    def __init__(self, config: EvalConfig, first: Model, clips: Mapping[ClipConfig, Sides], run: Run) -> None:
+        self.config, self.task, self.first, self.clips, self.run = config, config.reconstruction, first, clips, run
+        self.rows: list[ReconstructionRow] = []
+        self.notes: list[str] = []
+        self.pictures = Pictures(self.task.pictures)
+        self.judges: dict[ClipConfig, Judge] = {}
+
+    def judge(self, model: Model) -> Judge:
+        """Who compares clips of the model's kind; features are those of the eval's own model where its clips are."""
+        clip = model.encoder.clip
+        if clip not in self.judges:
+            shown, own = self.clips[clip]["test"], self.first if clip == self.first.encoder.clip else model
+            if own is not self.first:
+                self.notes.append(f"{model.name} sees other clips: distances of features are by its own encoder.")
+            scenes = demo_scenes(shown.paths, clip)
+            encoder = own.encoder.to(self.run.device)
+            self.judges[clip] = Judge(shown, encoder, scenes, self.config.random_seed)
+        return self.judges[clip]
+
+    def look(self, model: Model, features: Mapping[str, FeatureSet]) -> None:
+        """All that is measured of one model."""
+        sides = self.clips[model.encoder.clip]
+        for side, found in features.items():
+            if not torch.equal(found.items, sides[side].items):
+                raise ConfigError(f"clips of the {side} source changed while they were read; try again")
+        levels = None if model.encoded is None else model.own
+        latents = {side: latents_of(found, levels) for side, found in features.items()}
+        decoder = self._decoder(model, latents, None)
+        last = self.rows[-1]
+        for pool in self.task.pools:
+            self._decoder(model, {side: latents_of(f, levels, pool) for side, f in features.items()}, None)
+        for block in model.blocks:
+            if (block,) == levels:
+                self.rows.append(last._replace(layer=block))  # the same latents, the same decoder
+            else:
+                self._decoder(model, {side: latents_of(f, (block,)) for side, f in features.items()}, block)
+        if model is self.first:
+            self._guess_all(sides)
+        if isinstance(model.expecting, str):
+            self.notes.append(f"{model.name} predicts nothing: {model.expecting}.")
+            return
+        if model.name == RANDOM:
+            fit_predictor(model.expecting, sides["train"], self.task, self.run)
+        self._expect(model, model.expecting, latents["test"], decoder)
+
+    def _decoder(self, model: Model, latents: Mapping[str, Latents], block: int | None) -> PixelDecoder:
+        """Fit a decoder to ``latents`` and judge it on all places."""
+        sides = self.clips[model.encoder.clip]
+        decoder = build_decoder(self.task, model.encoder, latents["train"], sides["train"])
+        fit_decoder(decoder, latents["train"], sides["train"], self.task, self.run)
+        made = decode(decoder, latents["test"], sides["test"], self.task, self.run)
+        row = self.judge(model).row(
+            TARGET, model.name, values_of(made), None, block, latents["test"].grid.size, count(decoder)
+        )  # fmt: skip
+        log.info("%s, %s latents of %s: PSNR %.2f dB", model.name, row.tokens,
+                 "its output" if block is None else f"block {block}", row.psnr)  # fmt: skip
+        self.rows.append(row)
+        kind = model.name if block is None else f"{model.name}, block {block}"
+        self.pictures.add(ALL, kind if not latents["test"].pool > 1 else f"{kind}, {row.tokens} tokens", made)
+        return decoder
+
+    def _guess_all(self, sides: Sides) -> None:
+        self.pictures.add(ALL, "truth", sides["test"].pixels, first=True)
+        still = training_mean(sides["train"])[None, :, None]
+        frames = sides["test"].pixels.shape[1]
+        row = self.judge(self.first).row(
+            GUESS, "training mean", lambda rows: still.expand(len(rows), -1, frames, -1, -1)
+        )  # fmt: skip
+        self.rows.append(row)
+
+    def _expect(self, model: Model, expecting: Expecting, target: Latents, decoder: PixelDecoder) -> None:
+        """What is hidden: the ceiling, the predictions, and once the guesses."""
+        sides, judge = self.clips[model.encoder.clip], self.judge(model)
+        test, grid = sides["test"], target.stored
+        same = isinstance(self.first.expecting, Expecting) and grid == self.first.encoder.grid
+        masks = self.first.expecting if same and isinstance(self.first.expecting, Expecting) else expecting
+        token = min(self.task.mask_token, len(expecting.parts.predictor.mask_tokens) - 1)
+        whole = decode(decoder, target, test, self.task, self.run)
+        for name in (MASKED, FORECAST):
+            if name == FORECAST and grid.t < 2:
+                self.notes.append(f"{model.name}: a clip of one tubelet has no future.")
+                continue
+            hidden = hide(name, masks, grid, len(test), self.task)
+            latents = expected(expecting, test, hidden, token, self.run)
+            made = decode(decoder, latents, test, self.task, self.run)
+            tokens = target.grid.size
+            for what, pixels in ((TARGET, whole), (PREDICTED, made)):
+                row = judge.row(what, model.name, values_of(pixels), hidden, None, tokens, count(decoder))
+                self.rows.append(row)
+            log.info("%s, %s: PSNR of predictions %.2f dB", model.name, name, row.psnr)
+            if model is self.first:
+                self._guess(sides, hidden, name)
+                self.pictures.add(name, "target latents", whole)
+            self.pictures.add(name, f"predicted, {model.name}", made)
+
+    def _guess(self, sides: Sides, hidden: Hidden, name: str) -> None:
+        """Rows of what needs no model, and the first lines of the pictures."""
+        test, mean = sides["test"], training_mean(sides["train"])
+        for guess in GUESSES:
+            pixels = functools.partial(one_guess, guess, test, hidden, mean)
+            self.rows.append(self.judge(self.first).row(GUESS, guess, pixels, hidden))
+        drawn = torch.arange(min(self.task.pictures, len(test)))
+        if len(drawn):
+            mask = hidden.pixels(drawn, *test.pixels.shape[1:4])[:, 0, ..., None]
+            self.pictures.add(name, "truth", test.pixels)
+            self.pictures.add(
+                name, "seen", torch.where(mask, torch.full((), 128, dtype=torch.uint8), test.pixels[drawn])
+            )
+            copied = guesses(test, hidden, mean, drawn)["copy last"]
+            self.pictures.add(name, "copy last", (copied * 255).round().byte().movedim(1, -1))
+
+
+def one_guess(name: str, test: Shown, hidden: Hidden, mean: Tensor, rows: Tensor) -> Tensor:
+    """Of ``guesses``, the one of this name."""
+    return guesses(test, hidden, mean, rows)[name]
+
+
+def values_of(pixels: Tensor) -> Callable[[Tensor], Tensor]:
+    """From rows to clips of values in 0..1, of decoded ``pixels`` uint8 ``[K, T, H, W, 3]``."""
+    return lambda rows: pixels[rows].movedim(-1, 1).float() / 255
+
+
+def count(decoder: PixelDecoder) -> int:
+    """Its parameters."""
+    return sum(p.numel() for p in decoder.parameters())
