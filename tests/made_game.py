@@ -31,7 +31,7 @@ class PlayModel(ToyModel):
 
 
 class ToyDecoder:
-    """Shows the latents ``[B, 1, 2]`` as a frame of that red and green."""
+    """Shows the latents ``[1, T, 1, 2]`` as frames of that red and green."""
 
     per_frame, generative, device, path = True, False, torch.device("cpu"), "toy"
 
@@ -47,10 +47,11 @@ class ToyDecoder:
             raise CheckpointError(f"decoder toy was made for another encoder than that of {name}")
 
     def decode(self, latents: Tensor, size: Any = None, **how: Any) -> Tensor:
-        assert latents.shape[1:] == (1, 2)
+        frames = latents.shape[1]
+        assert latents.shape == (1, frames, 1, 2)
         self.asked.append({**how, "noise": torch.rand(1, generator=how["generator"]).item()})
-        colour = torch.cat((latents, torch.zeros_like(latents[..., :1])), dim=-1)
-        return colour[:, :, :, None, None, None].expand(-1, -1, -1, 1, SIDE, SIDE)
+        colour = torch.cat((latents, torch.zeros_like(latents[..., :1])), dim=-1)[0, :, 0].T  # [C, T]
+        return colour[None, None, :, :, None, None].expand(-1, -1, -1, -1, SIDE, SIDE)
 
 
 def toy_game(gain: float = 2.0, codes: Tensor | None = None, **task: Any) -> Game:

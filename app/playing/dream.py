@@ -14,7 +14,7 @@ from torch import Tensor
 from jepa.precision import mixed
 
 if TYPE_CHECKING:
-    from jepa.models.world_model import WorldModel
+    from jepa.models.world_model import Memory, WorldModel
 
 
 class Seen(NamedTuple):
@@ -35,6 +35,8 @@ class Dream:
     def __init__(self, model: WorldModel, device: torch.device, precision: str = "fp32") -> None:
         self.model, self.device, self.precision = model, device, precision
         self._limit = None if model.config.window is not None else max(2, model.clip.num_frames)
+
+    _memory: Memory
 
     def begin(self, frames: list[Seen], actions: list[Tensor]) -> None:
         """Dream on from the last of ``frames``; ``actions`` ``[A]`` are those between them."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jepa.models.world_model import WorldModel
 
 Frame = NDArray[np.uint8]
+Frames = NDArray[np.uint8]
 CONTEXT = 3  # real frames from which a dream begins, where so many were seen
 CURVE = 600  # steps of the surprise curve that are kept
 
@@ -70,7 +71,7 @@ class DecodingConfig:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise PlayError(f"steps must be at least 1, not {self.steps}")
+            raise PlayError(f"--steps must be at least 1, not {self.steps}")
 
 
 class Game:
@@ -160,21 +161,21 @@ class Game:
 
     def _moment(self, measured: Measured | None, ms: dict[str, float]) -> Moment:
         started = time.perf_counter()
-        decoded, dream = (self._decode(latents) for latents in (self._seen[-1].latents, self.dream.latents))
+        decoded, dream = self._decode(torch.stack([self._seen[-1].latents, self.dream.latents]))
         return Moment(
             seed=self.seed, step=self.step_number, dreamt=self.dream.steps, dream=dream, decoded=decoded,
             real=self._observation.frame, goal=self._goal, measured=measured,
             success=bool(self._observation.success), over=self._over, ms={**ms, "decoder": _since(started)},
         )  # fmt: skip
 
-    def _decode(self, latents: Tensor) -> Frame:
-        """``[n, D]`` to a frame uint8 ``[H, W, 3]`` of the model's own size."""
+    def _decode(self, latents: Tensor) -> Frames:
+        """``[T, n, D]`` to frames uint8 ``[T, H, W, 3]`` of the model's own size, from the same noise."""
         how = self.decoding
         generator = torch.Generator(self.decoder.device).manual_seed(how.seed)
         pixels = self.decoder.decode(
             latents[None], steps=how.steps, guidance=how.guidance, generator=generator
-        )  # [1, 1, C, 1, H, W]
-        colours: Frame = (pixels[0, 0, :3, 0] * 255).round().byte().movedim(0, -1).cpu().numpy()
+        )  # [1, 1, C, T, H, W]
+        colours: Frames = (pixels[0, 0, :3] * 255).round().byte().movedim(0, -1).cpu().numpy()
         return colours
 
 

@@ -27,7 +27,7 @@ def play_page(game: Game, model: str, decoder: str, env: str, fps: float) -> str
         [
             f'<link rel="icon" href="data:,"><style>{STYLE}</style>', "<h1>A dream that is steered</h1>",
             page.text(subtitle, soft=True), page.text(_explained(game)),
-            '<div id="error" role="alert" hidden></div>', _worlds(game), _steer(game, fps), _curve(game),
+            '<div id="error" role="alert" hidden></div>', _worlds(game), _curve(game), _steer(game, fps),
             f'<script type="application/json" id="settings">{plain}</script><script>{SCRIPT}</script>',
         ],
     )  # fmt: skip
@@ -58,7 +58,7 @@ def _worlds(game: Game) -> str:
     )
     facts = (("fps", "frames a second"), ("step", "step"), ("dreamt", "steps dreamt"), ("seed", "episode"))
     cells = "".join(f'<div><b id="{name}-fact">0</b><span>{words}</span></div>' for name, words in facts)
-    return f'<div class="worlds">{"".join(figures)}</div><div class="facts">{cells}</div>'
+    return f'<div class="worlds">{"".join(figures)}</div><div class="facts counts">{cells}</div>'
 
 
 def _steer(game: Game, fps: float) -> str:
@@ -80,7 +80,7 @@ def _steer(game: Game, fps: float) -> str:
     if game.real_moves:
         boxes += '<label><input type="checkbox" id="blind"> hide the real world</label>'
     right = f'<div class="moves">{moves}</div>{"".join(sliders)}<div class="boxes">{boxes}</div>'
-    return page.section("Steer", f'<div class="card steer">{"".join(parts)}<div class="side">{right}</div></div>')
+    return f'<div class="card steer">{"".join(parts)}<div class="side">{right}</div></div>'
 
 
 def _button(control: Control) -> str:
@@ -101,15 +101,13 @@ def _curve(game: Game) -> str:
     if not game.real_moves:
         return ""
     legend = (
-        '<div class="legend"><span><i style="background:var(--trained)"></i>the dream</span><span><i '
+        '<div class="legend"><span><i style="background:var(--trained)"></i>surprise of the dream</span><span><i '
         'style="background:var(--random)"></i>had nothing happened since it began</span></div>'
     )
-    return page.section(
-        "Surprise",
-        page.text(
-            "How far the latents of the real frame are from the expected ones (mean absolute difference): from those "
-            "of the dream, and from those of the frame that the dream began with. A dream below the grey line knows "
-            "what the actions did; upright lines are where it woke."
-        ),
-        page.card(legend, '<canvas id="curve" role="img" aria-label="surprise by step"></canvas>'),
+    words = (
+        "How far the latents of the real frame are from those of the dream, and from those of the frame that the dream "
+        "began with (mean absolute difference). A dream below the grey line knows what the actions did; upright lines "
+        "are where it woke."
     )
+    chart = '<canvas id="curve" role="img" aria-label="surprise by step"></canvas>'
+    return page.card(legend, chart, f"<figcaption>{words}</figcaption>")

@@ -6,7 +6,9 @@ STYLE = """
 .worlds figcaption b { color: var(--ink); font-weight: 600; } #dream { outline: 2px solid var(--trained);
   outline-offset: 2px; } .blind #real, .blind #decoded { filter: brightness(0) opacity(.25); }
 .reached #real { outline: 2px solid var(--good); outline-offset: 2px; } #real-words { color: var(--good); }
-#dream-words, .facts b { font-variant-numeric: tabular-nums; } .facts b { min-width: 74px; }
+#dream-words, .counts b { font-variant-numeric: tabular-nums; } .worlds figcaption span { display: block;
+  min-height: 1.55em; } main { padding-top: 26px; } .counts { margin: 6px 0 0; } .counts div { display: flex; gap: 8px;
+  padding: 4px 14px; align-items: baseline; } .counts b { font-size: 16px; min-width: 34px; text-align: right; }
 button { font: inherit; font-size: 14px; color: var(--ink); background: var(--bar); border: 1px solid var(--line);
   border-radius: 8px; padding: 6px 12px; cursor: pointer; touch-action: none; user-select: none; }
 button.down { border-color: var(--trained); box-shadow: inset 0 0 0 1px var(--trained); }
@@ -22,7 +24,7 @@ kbd { font: 11.5px ui-monospace, monospace; color: var(--soft); border: 1px soli
   flex-wrap: wrap; gap: 6px 18px; } .moves { gap: 8px; } .slider { display: flex; gap: 10px; align-items: center; }
 .slider input { width: 170px; accent-color: var(--trained); } .slider output { min-width: 30px; text-align: right;
   font-variant-numeric: tabular-nums; }
-#curve { width: 100%; height: 190px; display: block; color: var(--soft); }
+#curve { width: 100%; height: 170px; display: block; color: var(--soft); }
 #error { border-left: 3px solid var(--wrong); padding: 4px 12px; margin: 12px 0; background: var(--card); }
 """
 

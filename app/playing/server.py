@@ -57,7 +57,8 @@ class PlayServer(ThreadingHTTPServer):
             raise PlayError(
                 f"cannot listen on port {port} of {host}: {why}; choose another --port (0: any that is free) or --host"
             ) from None
-        self.loopback = ipaddress.ip_address(self.server_address[0]).is_loopback
+        self.address = ipaddress.ip_address(str(self.server_address[0]))
+        self.loopback = self.address.is_loopback
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="game")
         try:
             self.moment = self._worker.submit(self.game.reset, seed).result()
@@ -68,8 +69,9 @@ class PlayServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the page."""
-        bound = ipaddress.ip_address(self.server_address[0])
-        name = str(bound) if not bound.is_unspecified else "127.0.0.1" if bound.version == 4 else "::1"
+        name = str(self.address)
+        if self.address.is_unspecified:  # it listens on all of this machine's
+            name = "127.0.0.1" if self.address.version == 4 else "::1"
         return f"http://{f'[{name}]' if ':' in name else name}:{self.server_address[1]}/"
 
     def state(self) -> dict[str, Any]:

@@ -123,9 +123,9 @@ def test_frames_share_their_noise_and_settings() -> None:
     game = Game(PlayModel(), decoder, ToyTask(), decoding=DecodingConfig(steps=3, guidance=1.5, seed=7))  # type: ignore[arg-type]
     game.reset(0)
     game.step(["right"])
-    assert [(asked["steps"], asked["guidance"]) for asked in decoder.asked] == [(3, 1.5)] * 4
+    assert [(asked["steps"], asked["guidance"]) for asked in decoder.asked] == [(3, 1.5)] * 2
     assert len({asked["noise"] for asked in decoder.asked}) == 1
-    with pytest.raises(PlayError, match="steps must be at least 1, not 0"):
+    with pytest.raises(PlayError, match="--steps must be at least 1, not 0"):
         DecodingConfig(steps=0)
 
 
