@@ -59,9 +59,12 @@ def rollout(bench: Bench, args: argparse.Namespace) -> Iterator[Shown]:
         return
     if _kind(bench.model) == "latent_action":
         inferring = open_model(bench.model, bench.run)
+        if args.step:
+            raise ConfigError(f"--step {args.step}: actions are inferred from the middle of a video here; leave it out")
         for clip in read_clips(evenly(open_videos(args.videos, bench.decoder), args.clips), bench.decoder):
-            actions = inferring.infer(inferring.encode(clip.pixels[None]))[0]
-            stretch = Stretch(clip.name, clip.pixels, actions, None)
+            pixels = clip.pixels[:, : None if args.horizon is None else context + args.horizon]
+            actions = inferring.infer(inferring.encode(pixels[None]))[0]
+            stretch = Stretch(clip.name, pixels, actions, None)
             yield _followed(bench, model, stretch, context, "action inferred")
         return
     episodes = open_episodes(args.videos, bench.decoder, TrajectoryConfig())
@@ -226,14 +229,14 @@ def true_pixels(bench: Bench, pixels: Tensor) -> Tensor:
 
 
 def action_lines(actions: Tensor, context: int, words: str) -> tuple[str, ...]:
-    """Under every frame: "seen", or which step it is and the action that led to it (or ``words``)."""
+    """Under every frame: "seen", or the number of the step and the action that led to it (or ``words``)."""
     lines = []
     for frame in range(len(actions) + 1):
         if frame < context:
             lines.append("seen")
             continue
-        numbers = " ".join(f"{value:.2g}" for value in actions[frame - 1].tolist()[:4])
-        lines.append(f"step {frame - context + 1}: {words or numbers}")
+        numbers = " ".join(f"{value:.2f}" for value in actions[frame - 1].tolist()[:4])
+        lines.append(f"{frame - context + 1}: {words or numbers}")
     return tuple(lines)
 
 

@@ -19,7 +19,7 @@ from evals.pages.drawing import Frames, enlarge, gif_bytes, shrink
 from jepa.data.encoding import write_video
 
 LEAST, MOST = 144, 288  # pixels of a film's panel: its shorter side, and its height
-LEAST_STILL = 96  # pixels of a strip's frame: its shorter side
+LEAST_STILL = 112  # pixels of a strip's frame: its shorter side
 MOST_COLUMNS = 10  # panels in a row of a film
 MOST_TIMES = 12  # frames in a row of a strip
 _LINE, _GAP, _LEFT = 16, 8, 150  # pixels: a line of text, the space between panels, the words beside a strip

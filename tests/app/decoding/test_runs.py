@@ -213,6 +213,8 @@ def test_inferred_actions_of_a_video(runs: Path, tmp_path: Path) -> None:
     found = decode(runs, "actions", "rollout", out=tmp_path)
     assert len(found) == 2, "as many as are held out"
     assert all(len(clip["psnr_by_frame"]) == 4 for clip in found)
+    (short,) = decode(runs, "actions", "rollout", "--horizon", "2", "--clips", "1", out=tmp_path)
+    assert short["psnr_by_frame"] == found[0]["psnr_by_frame"][:3]
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
@@ -233,6 +235,7 @@ def test_inferred_actions_of_a_video(runs: Path, tmp_path: Path) -> None:
         ("world", ["codes"], "was trained with objective 'world_model', which infers no actions"),
         ("world", ["rollout", "--model", "{runs}/actions"], "another encoder than that of {runs}/actions: its lat"),
         ("world", ["reconstruct", "--model", "{runs}/masked"], "objective 'masked': a world model needs one of"),
+        ("actions", ["rollout", "--step", "1"], "--step 1: actions are inferred from the middle of a video here"),
         ("actions", ["rollout", "--actions", "{runs}/none.npy"], "none.npy cannot be read as numbers"),
     ],
 )  # fmt: skip

@@ -42,7 +42,7 @@ def test_lines_under_frames_belong_to_their_time() -> None:
     assert (below[0] == below[1]).all()
     assert (below[1] != below[2]).any()
     still = strip([Example("", (panel,))])
-    assert (still[16 + 96 : 16 + 96 + 16, 150 : 150 + 144] < 200).any()
+    assert (still[16 + 112 : 16 + 112 + 16, 150 : 150 + 168] < 200).any()
 
 
 def test_many_panels_wrap_and_examples_stand_under_each_other() -> None:
@@ -62,16 +62,16 @@ def test_many_panels_wrap_and_examples_stand_under_each_other() -> None:
 
 def test_a_strip_has_a_row_for_each_panel_and_thins_out_its_times() -> None:
     found = strip([example(frames=3)])
-    # enlarged 6 times to 96 x 144
-    assert found.shape == (16 + 2 * (96 + 8) + 8, 150 + 3 * (144 + 8), 3)
+    # enlarged 7 times to 112 x 168
+    assert found.shape == (16 + 2 * (112 + 8) + 8, 150 + 3 * (168 + 8), 3)
     for row, first in enumerate((0, 100)):
         for column in range(3):
-            top, left = 16 + row * 104, 150 + column * 152
-            assert (found[top : top + 96, left : left + 144] == first + 10 * column).all()
+            top, left = 16 + row * 120, 150 + column * 176
+            assert (found[top : top + 112, left : left + 168] == first + 10 * column).all()
     long = strip([Example("", (Panel("x", flat(*range(100))),))])
-    shown = [int(long[20, 150 + column * 152 + 1, 0]) for column in range(12)]
+    shown = [int(long[20, 150 + column * 176 + 1, 0]) for column in range(12)]
     assert shown == [0, 9, 18, 27, 36, 45, 54, 63, 72, 81, 90, 99]
-    assert long.shape[1] == 150 + 12 * 152
+    assert long.shape[1] == 150 + 12 * 176
 
 
 def test_words_are_cut_where_they_do_not_fit() -> None:
