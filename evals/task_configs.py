@@ -230,7 +230,8 @@ class WorldModelTask:
 class ReconstructionTask:
     """A decoder of ``embed_dim``, ``depth`` and ``num_heads`` is fitted in ``steps`` steps of ``batch_size`` clips to
     the latents of ``train_clips`` clips, and judged on ``test_clips``, evenly over the sources; weights, batches and
-    masks are drawn by ``seed``. ``pools``: also on latents averaged over so many rows and columns (fewer tokens).
+    masks are drawn by ``seed``. ``loss``: "mse", whose best answer is the mean of what may be there, as PSNR wants it,
+    or "l1", the median. ``pools``: also on latents averaged over so many rows and columns (fewer tokens).
 
     What is predicted: places hidden by the model's own masks, of the family ``mask_token``, and all that follows the
     share ``context`` of a clip. The random encoder's predictor is trained for ``predictor_steps``.
@@ -246,6 +247,7 @@ class ReconstructionTask:
     predictor_steps: int = 600
     batch_size: int = 16
     learning_rate: float = 1e-3
+    loss: Literal["mse", "l1"] = "mse"
     pools: tuple[int, ...] = ()
     mask_token: int = 0
     context: float = 0.5

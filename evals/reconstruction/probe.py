@@ -134,15 +134,16 @@ def draw_rows(count: int, batch_size: int, seed: int) -> Callable[[int], Tensor]
 
 
 def fit_decoder(decoder: PixelDecoder, latents: Latents, shown: Shown, task: ReconstructionTask, run: Run) -> None:
-    """Train ``decoder`` to tell the pixels of ``shown`` from their ``latents``: L1 in the normalised scale."""
+    """Train ``decoder`` to tell the pixels of ``shown`` from their ``latents``, in the normalised scale."""
     rows = draw_rows(len(shown), task.batch_size, task.seed)
     decoder.to(run.device).train()
+    measure = F.mse_loss if task.loss == "mse" else F.l1_loss
 
     def loss(step: int) -> Tensor:
         chosen = rows(step)
         with run.autocast():
             decoded = decoder(latents(chosen).to(run.device))
-        return F.l1_loss(decoded.float(), shown.normalised(chosen).to(run.device))
+        return measure(decoded.float(), shown.normalised(chosen).to(run.device))
 
     descend(decoder.parameters(), loss, task.steps, task.learning_rate)
     decoder.eval().requires_grad_(False)
