@@ -47,13 +47,14 @@ class LatentConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
-    """``latent``: see there. ``state_update``: how an action moves the state during a rollout: "none" (the last known
-    one stays), "add" or "pose7" (``jepa.models.pose``). ``window``: the predictor sees and remembers only so many
-    steps."""
+    """``state_update``: how an action moves the state during a rollout: "none" (the last known one stays), "add" or
+    "pose7" (``jepa.models.pose``). ``window``: only so many steps are seen and remembered. ``residual``: it puts out the
+    change of the latents, at first 0: where little moves, much training is else spent to copy the last frame."""
 
     latent: LatentConfig = field(default_factory=LatentConfig)
     state_update: StateUpdate = "none"
     window: int | None = None
+    residual: bool = False
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -157,8 +158,8 @@ class Memory(NamedTuple):
         """From one row to ``samples`` rows that share what was seen: nothing is computed again or copied."""
         if len(self.latents) != 1:
             raise ValueError(f"a memory of 1 row can be repeated, not one of {len(self.latents)}")
-        state = None if self.state is None else self.state.expand(samples, -1)
-        cache = None if self.cache is None else self.cache.repeat(samples)
+        state = self.state if self.state is None else self.state.expand(samples, -1)
+        cache = self.cache if self.cache is None else self.cache.repeat(samples)
         return Memory(self.latents.expand(samples, -1, -1), state, cache)
 
 
@@ -248,11 +249,9 @@ class WorldModel(nn.Module):
         """Latents ``[B, T, n, D]`` and the actions that follow them ``[B, T, A]`` to predictions of the next ones
         ``[B, T, n, D]``: of every step from the true latents of that step and those before."""
         states = self._states(latents, states)
-        predicted = self.predictor(
-            latents.flatten(1, 2), self.conditions(latents, actions), self.scaling.states(states),
-            grid=self.head.grid, window=self.config.window,
-        )  # fmt: skip
-        return self.head.norm(predicted.unflatten(1, (latents.shape[1], -1)))
+        conditions = (self.conditions(latents, actions), self.scaling.states(states))
+        predicted = self.predictor(latents.flatten(1, 2), *conditions, grid=self.grid, window=self.config.window)
+        return self._put_out(latents, predicted)
 
     def conditions(self, latents: Tensor, actions: Tensor) -> Tensor:
         """What the predictor gets of ``actions`` ``[B, T, A]`` taken at ``latents`` ``[B, T, n, D]``."""
@@ -263,27 +262,29 @@ class WorldModel(nn.Module):
         """The states that the predictor gets; a model without states takes no notice of any."""
         if self.state_dim == 0:
             return None
-        wanted = [*latents.shape[:2], self.state_dim]
-        if states is None or list(states.shape) != wanted:
-            given = "none" if states is None else list(states.shape)
+        wanted, given = [*latents.shape[:2], self.state_dim], "none" if states is None else list(states.shape)
+        if states is None or given != wanted:
             raise ValueError(f"this world model was trained with states: give states {wanted}, not {given}")
         return states.float()
 
     def _extend(
         self, cache: Cache | None, latents: Tensor, actions: Tensor, states: Tensor | None
     ) -> tuple[Tensor, Cache]:
+        conditions = (self.conditions(latents, actions), self.scaling.states(states))
         predicted, cache = self.predictor.extend(
-            cache, latents.flatten(1, 2), self.conditions(latents, actions), self.scaling.states(states),
-            grid=self.head.grid, window=self.config.window,
-        )  # fmt: skip
-        return self.head.norm(predicted.unflatten(1, (latents.shape[1], -1))), cache
+            cache, latents.flatten(1, 2), *conditions, grid=self.grid, window=self.config.window
+        )
+        return self._put_out(latents, predicted), cache
+
+    def _put_out(self, latents: Tensor, predicted: Tensor) -> Tensor:
+        """Next latents from those before, ``[B, T, n, D]``, and what the predictor says, ``[B, T*n, D]``."""
+        predicted = predicted.view_as(latents)
+        return self.head.norm(latents + predicted if self.config.residual else predicted)
 
 
 def encode_frames(encoder: ClipEncoder, frames: Tensor, head: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Frames ``[B, C, T, H, W]``, each by itself, to the encoder's tokens, or ``head``'s latents ``[B, T, n, D]``.
-
-    In chunks, unless gradients are wanted.
-    """
+    """Frames ``[B, C, T, H, W]``, each by itself, to the encoder's tokens, or ``head``'s latents ``[B, T, n, D]``; in
+    chunks, unless gradients are wanted."""
     if frames.dim() != 5 or not frames.is_floating_point():
         given = f"{str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}"
         raise ValueError(f"frames must be float [B, C, T, H, W], not {given}")
@@ -296,5 +297,4 @@ def encode_frames(encoder: ClipEncoder, frames: Tensor, head: Callable[[Tensor],
 
 def head_for(config: LatentConfig, encoder: ClipEncoder, clip: ClipConfig, channels: int = 3) -> LatentHead:
     """The head for frames of ``clip``'s size, with fresh weights."""
-    cells = encoder.grid_of((channels, 1, clip.crop_size, clip.crop_size))
-    return LatentHead(config, encoder.embed_dim, cells)
+    return LatentHead(config, encoder.embed_dim, encoder.grid_of((channels, 1, clip.crop_size, clip.crop_size)))

@@ -36,8 +36,8 @@ class WorldModelConfig:
     ``loss``: of predictions. ``rollout_steps``: so many steps are predicted from the ``rollout_context`` first frames
     and the model's own predictions (0: none; V-JEPA 2-AC: 2). The total is ``teacher_weight`` x teacher-forced error +
     ``rollout_weight`` x rollout error + ``inverse_weight`` x error of actions read from the latents of two successive
-    frames. ``latent``, ``state_update`` and ``window``: ``jepa.models.world_model``. ``predictor``: its ``action_dim``
-    and ``state_dim`` are those of the data where they are left out; ``state_dim`` 0 leaves states out.
+    frames. ``latent``, ``state_update``, ``window`` and ``residual``: ``jepa.models.world_model``. ``predictor``: its
+    ``action_dim`` and ``state_dim`` are those of the data where they are left out; ``state_dim`` 0 leaves states out.
     """
 
     kind: Literal["world_model"] = "world_model"
@@ -57,6 +57,7 @@ class WorldModelConfig:
     rope: RopeConfig = field(default_factory=RopeConfig)
     state_update: StateUpdate = "none"
     window: int | None = None
+    residual: bool = False
 
     def __post_init__(self) -> None:
         self.world  # noqa: B018 - checks state_update and window
@@ -94,4 +95,6 @@ class WorldModelConfig:
     @property
     def world(self) -> WorldConfig:
         """The part that a trained model needs."""
-        return WorldConfig(latent=self.latent, state_update=self.state_update, window=self.window)
+        return WorldConfig(
+            latent=self.latent, state_update=self.state_update, window=self.window, residual=self.residual
+        )

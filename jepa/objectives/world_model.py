@@ -60,6 +60,8 @@ class WorldModelObjective(Objective):
         self.encoder = build_encoder(config, encoder, clip)  # type: ignore[assignment]
         self.head = head_for(config.latent, self.encoder, clip)
         self.predictor = ActionPredictor(config.predictor, self.head.dim, self.head.grid, config.rope)
+        if config.residual:
+            nn.init.zeros_(self.predictor.predictor_proj.weight)  # its bias is 0 already
         self.scaling = Scaling(self.predictor.action_dim, self.predictor.state_dim)
         self.action_reader = None
         if config.inverse_weight > 0:

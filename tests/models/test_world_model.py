@@ -54,6 +54,19 @@ def test_frames_are_encoded_one_by_one() -> None:
 
 
 @torch.no_grad()
+def test_a_residual_model_adds_what_the_predictor_says() -> None:
+    plain, residual, (frames, actions, states) = build(), build(residual=True), trajectory()
+    latents = plain.encode(frames)
+    change = plain.predictor(latents[:, :6].flatten(1, 2), actions, plain.scaling.states(states[:, :6]))
+    expected = F.layer_norm(latents[:, :6] + change.unflatten(1, (6, 16)), (24,))
+    torch.testing.assert_close(residual.teacher_forced(latents[:, :6], actions, states[:, :6]), expected)
+    rolled = residual.rollout(latents[:, :6], actions, states[:, :6])  # the same by way of the memory
+    torch.testing.assert_close(rolled[:, 0], expected[:, -1], atol=1e-5, rtol=1e-5)
+    residual.predictor.predictor_proj.weight.zero_()
+    torch.testing.assert_close(residual.rollout(latents[:, :3], actions, states[:, :3])[:, -1], latents[:, 2])
+
+
+@torch.no_grad()
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (frames, _, _) = build(), trajectory()
     whole = model.encode(frames)

@@ -353,3 +353,12 @@ def test_bf16_is_near_fp32() -> None:
         loss = objective(batch, 0.0)
     assert loss.total.dtype == torch.float32
     assert loss.total.item() == pytest.approx(exact, rel=0.02)
+
+
+def test_a_residual_model_begins_as_the_copy_of_the_last_frame() -> None:
+    objective, batch = make(**FROZEN, residual=True, loss="mse")
+    latents = objective.world_model.encode(batch.clip)
+    loss = objective(batch, 0.0)
+    torch.testing.assert_close(loss.terms["prediction"], F.mse_loss(latents[:, :-1], latents[:, 1:]))
+    loss.total.backward()
+    assert float(objective.predictor.predictor_proj.weight.grad.abs().max()) > 0  # type: ignore[union-attr]
