@@ -206,8 +206,13 @@ def prediction_errors(
 @torch.no_grad()
 def pictures(objective: Objective, batch: Batch, clip: ClipConfig, clips: int = 3) -> dict[str, Picture]:
     """``masks``: one clip over time, then what each mask family leaves of it. ``pca``: ``clips`` clips over time, each
-    above the first three principal components of its patch features. uint8 ``[H, W, 3]``, time runs to the right."""
+    above the first three principal components of its patch features. Of a decoder ``decoded``: each clip above what its
+    latents are decoded to. uint8 ``[H, W, 3]``, time runs to the right."""
     chosen = batch.clip[:clips]
+    if isinstance(objective, DecoderObjective):
+        every = TokenGrid(chosen.shape[2], 1, 1)
+        both = [tubelet_frames(part, every, clip) for part in (chosen, objective.reconstruct(chosen))]
+        return {"decoded": _tile([row for pair in zip(*both, strict=True) for row in pair])}
     if isinstance(objective, WorldModelObjective | PolicyObjective):
         grid = objective.head.cells._replace(t=chosen.shape[2])
         tokens = encode_frames(objective.target_encoder, chosen).flatten(1, 2)

@@ -60,7 +60,19 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     elif settings["objective"]["kind"] == "policy":
         del toy["encoder"]  # the model's
         toy |= toy_policy(folder, toy["data"])
+    elif settings["objective"]["kind"] == "decoder":
+        del toy["encoder"]  # the model's
+        toy |= toy_decoder(settings["objective"]["model"], folder, toy["data"])
     return merge(settings, toy)
+
+
+def toy_decoder(model: str, folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """The toy of the model that is decoded, trained for a step, and its data."""
+    (folder / "base").mkdir()
+    path = {"runs/demo": CONFIGS / "demo.yaml", "runs/rooms/model": CONFIGS / "world_model" / "rooms.yaml"}[model]
+    base = shrink(load_yaml(path), folder / "base")
+    own = {"model": str(fit(from_dict(TrainConfig, base))), "decoder": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
+    return {"data": {**data, "sources": base["data"]["sources"]}, "objective": own}
 
 
 def toy_policy(folder: Path, data: dict[str, Any]) -> dict[str, Any]:

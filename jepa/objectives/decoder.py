@@ -126,6 +126,11 @@ class DecoderObjective(Objective):
         mean = rows.mean(dim=(0, 2), keepdim=True).expand_as(rows)
         return {"psnr": self.psnr(decoded, rows), "psnr_mean_frame": self.psnr(mean, rows)}
 
+    def reconstruct(self, clip: Tensor) -> Tensor:
+        """Clips ``[B, C, T, H, W]`` as their latents say they are, fp32."""
+        decoded = self.decode(self.rows(clip))
+        return decoded[:, :, 0].unflatten(0, (len(clip), -1)).transpose(1, 2) if self.per_frame else decoded
+
     @torch.no_grad()
     def decode(self, rows: Tensor) -> Tensor:
         """``rows`` ``[R, C, T, H, W]`` as their latents say they are, fp32."""

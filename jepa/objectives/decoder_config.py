@@ -35,8 +35,8 @@ class DecoderConfig:
     targets are. World models have latents of their own: leave it out.
 
     ``decoder``: "deterministic" gives one clip, "flow" samples (``jepa.models.flow_decoder``). ``loss``: error of the
-    pixels; where latents leave something open, "l1" learns its median, which is sharper, and takes longer to see what is
-    small, "mse" its mean. ``perceptual_weight``: of the distance (L1), added to it, between the frozen encoder's
+    pixels; where latents leave something open, "l1" learns its median, which is sharper and takes longer to see what
+    is small, "mse" its mean. ``perceptual_weight``: of the distance (L1), added to it, between the frozen encoder's
     features, layer-normed, of decoded and true pixels. ``perceptual_layers``: the blocks that these come from (None:
     the middle one and the last). ``base`` is written by the run, not by hand.
     """
