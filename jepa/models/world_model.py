@@ -48,7 +48,7 @@ class LatentConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
     """``state_update``: how an action moves the state during a rollout: "none" (the last known one stays), "add" or
-    "pose7" (``jepa.models.pose``). ``window``: only so many steps are seen and remembered. ``residual``: it puts out the
+    "pose7" (``jepa.models.pose``). ``window``: only so many steps are seen and remembered. ``residual``: it gives the
     change of the latents, at first 0: where little moves, much training is else spent to copy the last frame."""
 
     latent: LatentConfig = field(default_factory=LatentConfig)
