@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.models.flow_decoder import FlowDecoder, FlowDecoderConfig
 from jepa.models.pixel_decoder import (
     PixelDecoder,
     PixelDecoderConfig,
@@ -110,6 +111,16 @@ def test_every_parameter_gets_a_gradient() -> None:
     made = decoder(TokenGrid(1, 2, 2), TokenGrid(1, 4, 4))
     made(torch.randn(2, 4, 5)).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in made.parameters())
+
+
+@pytest.mark.parametrize("kind", [PixelDecoder, FlowDecoder])
+def test_a_decoder_of_a_large_model_is_small(kind: type[Any]) -> None:
+    """ViT-L has 303.9 M parameters; patches of 8 pixels and 1 frame over its cells of 16 pixels and 2 frames."""
+    shape = {"embed_dim": 384, "depth": 8, "num_heads": 6, "patch_size": 8, "tubelet_size": 1}
+    config = FlowDecoderConfig(**shape) if kind is FlowDecoder else PixelDecoderConfig(**shape)
+    with torch.device("meta"):
+        made = kind(config, 1024, TokenGrid(8, 16, 16), TokenGrid(16, 32, 32))
+    assert sum(p.numel() for p in made.parameters()) < 30.39e6
 
 
 def squares(where: Tensor) -> Tensor:
