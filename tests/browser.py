@@ -37,7 +37,7 @@ class Page:
 
     def __init__(self, read: int, write: int, patience_s: float) -> None:
         self._read, self._write, self.patience_s = read, write, patience_s
-        self._number, self._rest, self._session = 0, b"", ""
+        self._number, self._rest, self._session, self._loads = 0, b"", "", 0
         self.problems: list[str] = []  # what the page's script threw, and what the browser logged as an error
 
     def open(self, url: str) -> None:
@@ -45,7 +45,14 @@ class Page:
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Page.navigate", url=url)
+        self.load("Page.navigate", url=url)
+
+    def load(self, method: str, **parameters: Any) -> None:
+        """A command that loads a page ("Page.reload"), and the end of its loading."""
+        before, until = self._loads, time.monotonic() + self.patience_s
+        self.call(method, **parameters)
+        while self._loads == before:
+            self._note(self._next(until))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command and its answer."""
@@ -60,12 +67,7 @@ class Page:
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return dict(answer["result"])
-            event = answer.get("params", {})
-            if answer.get("method") == "Runtime.exceptionThrown":
-                details = event["exceptionDetails"]
-                self.problems.append(details.get("exception", {}).get("description", details["text"]))
-            elif answer.get("method") == "Log.entryAdded" and event["entry"]["level"] == "error":
-                self.problems.append(event["entry"]["text"])
+            self._note(answer)
 
     def value(self, expression: str) -> Any:
         """Of a JavaScript expression, as plain data."""
@@ -100,6 +102,17 @@ class Page:
     def screenshot(self, path: Path) -> None:
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
         path.write_bytes(base64.b64decode(data))
+
+    def _note(self, message: dict[str, Any]) -> None:
+        """What the browser says by itself."""
+        name, event = message.get("method"), message.get("params", {})
+        if name == "Page.loadEventFired":
+            self._loads += 1
+        elif name == "Runtime.exceptionThrown":
+            details = event["exceptionDetails"]
+            self.problems.append(details.get("exception", {}).get("description", details["text"]))
+        elif name == "Log.entryAdded" and event["entry"]["level"] == "error":
+            self.problems.append(event["entry"]["text"])
 
     def _next(self, until: float) -> dict[str, Any]:
         while b"\0" not in self._rest:

@@ -45,7 +45,7 @@ class PlayServer(ThreadingHTTPServer):
     torch are made once, and no two steps mix. Raises ``PlayError`` where it cannot listen."""
 
     def __init__(self, game: Game, page: str, seed: int, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.game, self.page, self.host = game, page.encode(), host
+        self.game, self.page, self.host, self._ended = game, page.encode(), host, False
         if not 0 <= port < 2**16:
             raise PlayError(f"--port must lie between 0 (any that is free) and {2**16 - 1}, not {port}")
         try:
@@ -102,14 +102,15 @@ class PlayServer(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def server_close(self) -> None:
-        """Also ends the game's thread."""
+        """Also ends the game's thread, with what was asked of it last."""
+        self._ended = True
         super().server_close()
         if hasattr(self, "_worker"):  # it is closed too when it could not listen
             self._worker.shutdown(cancel_futures=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away is no error."""
-        if not isinstance(sys.exception(), ConnectionError):
+        """A browser that went away is no error, nor one that asks on when the game has ended."""
+        if not self._ended and not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 

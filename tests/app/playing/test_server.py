@@ -9,7 +9,7 @@ import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
+from http.client import HTTPConnection, RemoteDisconnected
 from typing import Any
 
 import numpy as np
@@ -224,6 +224,16 @@ def test_it_serves_before_the_browser_opens_and_ctrl_c_ends_it(
     assert out == f"play at {server.url}  (Ctrl-C ends it)\n\nended\n"
     with pytest.raises(ConnectionRefusedError):
         request(server, "GET", "/")
+
+
+def test_a_page_that_asks_on_after_the_end_is_let_go(capsys: pytest.CaptureFixture[str]) -> None:
+    with served(toy_game()) as server:
+        connection = HTTPConnection("127.0.0.1", server.server_address[1], timeout=60)
+        request(server, "POST", "/step", {}, connection)
+    with pytest.raises(RemoteDisconnected):
+        request(server, "POST", "/step", {}, connection)
+    connection.close()
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_browser_it_says_how_to_get_there(
