@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evals.pages import drawing, page, task_page
 from evals.pages.drawing import Chart, Frames, Line
-from evals.reconstruction.rows import ALL, FORECAST, HEAD, MASKED, TITLES, cells, words
+from evals.reconstruction.rows import ALL, FORECAST, HEAD, MASKED, ROLLOUT, TITLES, cells, words
 
 _HEIGHT, _STILLS = 72, 8
 _ABOUT = {
@@ -19,6 +19,8 @@ _ABOUT = {
     MASKED: "Places are hidden by the model's own masks. `predicted`: the predictor's latents, decoded; `target`: "
     "latents of the whole clip, which the model did not have, by the same decoder: the ceiling.",
     FORECAST: "Only the first part of each clip is seen, and every later place is predicted at once.",
+    ROLLOUT: "Open-loop: the first frames are given, and then nothing but actions. `target`: the latents of the true "
+    "frames, decoded.",
 }
 
 
@@ -73,7 +75,7 @@ def draw(results: Mapping[str, Any], pictures: Pictures) -> str:
 def headline(rows: Sequence[Mapping[str, Any]]) -> str:
     """The numbers that matter, in one sentence."""
     said = []
-    for places, name in ((MASKED, "at masked places"), (FORECAST, "in forecasts")):
+    for places, name in ((MASKED, "at masked places"), (FORECAST, "in forecasts"), (ROLLOUT, "in rollouts")):
         known = {(row["what"], row["model"]): row for row in rows if row["places"] == places}
         own = known.get(("predicted", "trained"))
         if own is None:
@@ -104,8 +106,8 @@ def _section(
 
 def _charts(rows: Sequence[Mapping[str, Any]], places: str) -> list[Chart]:
     own = [row for row in rows if row["places"] == places]
-    if places == FORECAST:
-        return _by_frame(own)
+    if places in (FORECAST, ROLLOUT):
+        return _by_frame(own, "frame" if places == FORECAST else "steps ahead")
     return _by_layer(own) if places == ALL else []
 
 
@@ -125,7 +127,7 @@ def _by_layer(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     return found
 
 
-def _by_frame(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def _by_frame(rows: Sequence[Mapping[str, Any]], along: str) -> list[Chart]:
     found = []
     for key, title, label in (("psnr", "PSNR of every frame", "dB"), ("near", "Object within a patch", "share")):
         lines = [
@@ -133,5 +135,5 @@ def _by_frame(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
             for row in rows if row["frames"] and row["frames"][0][key] is not None
         ]  # fmt: skip
         if lines:
-            found.append(Chart(title, lines, "frame", label))
+            found.append(Chart(title, lines, along, label))
     return found

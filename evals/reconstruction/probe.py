@@ -29,12 +29,14 @@ _WARMUP = 0.05  # of the steps
 
 @dataclass(frozen=True)
 class Latents:
-    """Layer-normed latents of K clips, read from the features of an encoder: ``parts`` side by side, each normed by
-    itself and averaged over ``pool`` x ``pool`` rows and columns of the ``stored`` grid after that."""
+    """Latents of K clips, read from the features of an encoder: ``parts`` side by side, each layer-normed by itself
+    (unless ``norm`` is False) and averaged over ``pool`` x ``pool`` rows and columns of the ``stored`` grid after that.
+    """
 
     parts: tuple[Rows, ...]
     stored: TokenGrid
-    pool: int
+    pool: int = 1
+    norm: bool = True
 
     @property
     def grid(self) -> TokenGrid:
@@ -47,8 +49,8 @@ class Latents:
     def __call__(self, rows: Tensor) -> Tensor:
         """``[B, N, D]``, float32, of the clips ``rows`` ``[B]``."""
         found = [part.gather(rows)[:, 0].float() for part in self.parts]
-        normed = torch.cat([F.layer_norm(tokens, tokens.shape[-1:]) for tokens in found], dim=-1)
-        return pooled(normed, self.stored, self.pool)
+        normed = [F.layer_norm(tokens, tokens.shape[-1:]) for tokens in found] if self.norm else found
+        return pooled(torch.cat(normed, dim=-1), self.stored, self.pool)
 
 
 def latents_of(features: FeatureSet, levels: tuple[int, ...] | None, pool: int = 1) -> Latents:

@@ -21,17 +21,20 @@ from evals.tracking import Scene, bright_places, near
 from jepa.models.base import ClipEncoder
 
 ALL = "all"
+ROLLOUT = "rollout"
+TARGET, PREDICTED, GUESS = "target", "predicted", "guess"
 MOVED = 0.15  # how much a pixel (3 x 3 averaged) changes over the clip where something moves past it
 _BATCH = 16
 TITLES = {
     ALL: "Target latents, decoded: what they hold",
     MASKED: "Masked places, of which the model saw nothing",
     FORECAST: "What follows the frames that were seen",
+    ROLLOUT: "Rollouts of the world model under the recorded actions",
 }
 
 
 class ReconstructionRow(NamedTuple):
-    """One way to fill in the pixels of a kind of ``places`` ("all", "masked" or "forecast") of the test clips.
+    """One way to fill in the pixels of a kind of ``places`` ("all", "masked", "forecast" or "rollout") of test clips.
 
     ``what``: "target" (decoded latents of the whole clip: the ceiling), "predicted" (of latents that were predicted at
     these places) or "guess" (nothing is learned); ``model``: whose latents, or the guess's name. ``layer``: the block
@@ -42,7 +45,8 @@ class ReconstructionRow(NamedTuple):
     ``kernel``: distances of the sets of both, as ``set_distances`` says. ``near``: share of the frames whose object is
     hidden in which it is found within one patch of where the simulator had it, ``apart`` the median distance in
     patches; both None where nobody knows, as beyond the demo's world. ``frames``: ``psnr`` and ``near`` of every hidden
-    frame of a forecast. ``parameters`` of the decoder. None: does not apply.
+    frame of a forecast, or so many steps ahead of a rollout (``evals.reconstruction.rollouts``). ``parameters`` of the
+    decoder. None: does not apply.
     """
 
     places: str

@@ -11,18 +11,18 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from evals.features.harness import FeatureSet, Split, compute_splits, feature_splits
-from evals.features.representations import EncoderRepresentation, encoder_hash, random_twin
+from evals.features.representations import EncoderRepresentation, encoder_hash
 from evals.outcome import versions
 from evals.pages import reconstruction_page
 from evals.pages.reconstruction_page import Pictures
-from evals.physics import untrained
+from evals.reconstruction.models import RANDOM, Model, open_models
 from evals.reconstruction.predicting import (
     FORECAST,
     MASKED,
@@ -32,63 +32,35 @@ from evals.reconstruction.predicting import (
     fit_predictor,
     guesses,
     hide,
-    open_expecting,
     training_mean,
 )
 from evals.reconstruction.probe import Latents, build_decoder, decode, fit_decoder, latents_of
-from evals.reconstruction.rows import ALL, Judge, ReconstructionRow, table
+from evals.reconstruction.rollouts import dream, is_world_model
+from evals.reconstruction.rows import ALL, GUESS, PREDICTED, TARGET, Judge, ReconstructionRow, table
 from evals.reconstruction.shown import Shown, open_sides, read
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import TRAINED, facts, home, open_subjects
 from evals.tracking import demo_scenes
 from jepa.config import ConfigError
 from jepa.distributed import Run
-from jepa.frozen_model import fingerprint
-from jepa.models.base import ClipEncoder
-from jepa.models.encoder import Encoder
 from jepa.models.pixel_decoder import PixelDecoder
 from jepa.types import ClipConfig
 
 log = logging.getLogger("jepa")
-RANDOM = "random"
-TARGET, PREDICTED, GUESS = "target", "predicted", "guess"
 GUESSES = ("training mean", "mean frame", "copy last")
 Sides = Mapping[str, Shown]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """A frozen ``encoder``, what predicts its latents (or the reason why nothing does), and the ``blocks`` that are
-    decoded one by one beside its latents."""
-
-    name: str
-    encoder: ClipEncoder
-    expecting: Expecting | str
-    blocks: tuple[int, ...]
-
-    @property
-    def levels(self) -> tuple[int, ...] | None:
-        """The blocks that the latents come from; None: the encoder's own output."""
-        return self.expecting.levels if isinstance(self.expecting, Expecting) else None
-
-    @property
-    def own(self) -> tuple[int, ...]:
-        """The same with the last block for the output."""
-        return self.levels or (self.encoder.depth - 1,)
-
-    @property
-    def encoded(self) -> tuple[int, ...] | None:
-        """The blocks whose outputs are needed; None: the output alone."""
-        return tuple(sorted({*self.blocks, *self.own})) if self.blocks or self.levels else None
-
-
 def reconstruct(config: EvalConfig) -> TaskResult:
-    """Fit decoders on frozen latents of the training clips and judge what they make of the test clips.
+    """Fit decoders on frozen latents of the training clips and judge what they make of the test clips; of a world model
+    on frames, and of its rollouts.
 
     Raises ``ValueError`` for missing data, clips that cannot be decoded, and settings that do not fit the model.
     """
     if config.segments != 1 or config.views != 1 or config.train_views != 1 or config.cells != (1, 1, 1):
         raise ConfigError("the task reconstruction sees every clip once: leave segments, views and cells out")
+    if is_world_model(config.run):
+        return dream(config)
     began = time.perf_counter()
     with Run.start(config.device, config.precision) as run:
         subjects = open_subjects(config)
@@ -116,37 +88,6 @@ def reconstruct(config: EvalConfig) -> TaskResult:
     }  # fmt: skip
     report = functools.partial(reconstruction_page.draw, pictures=bench.pictures)
     return TaskResult(bench.rows, seconds, result, table(bench.rows, floor), {}, "\n\n".join(bench.notes), report)
-
-
-def open_models(config: EvalConfig, named: Mapping[str, tuple[str, ClipEncoder]]) -> list[Model]:
-    """The models by name, and the first one's random twin."""
-
-    def blocks(encoder: ClipEncoder) -> tuple[int, ...]:
-        if not config.sweep_layers and config.layers is None:
-            return ()
-        try:
-            return tuple(encoder.layer_number(layer) for layer in config.layers or range(encoder.depth))
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-
-    found = []
-    for name, (model, encoder) in named.items():
-        expecting = open_expecting(model)
-        if isinstance(expecting, Expecting) and fingerprint(expecting.parts.target_encoder) != fingerprint(encoder):
-            expecting = "its predictor predicts another encoder's latents (--weights target_encoder)"
-        if isinstance(expecting, Expecting):
-            assert isinstance(encoder, Encoder)
-            expecting = expecting._replace(parts=replace(expecting.parts, target_encoder=encoder))  # with its own clip
-        found.append(Model(name=name, encoder=encoder, expecting=expecting, blocks=blocks(encoder)))
-    if RANDOM in config.baselines:
-        first = found[0]
-        if isinstance(first.expecting, Expecting):
-            parts = untrained(first.expecting.parts, config.random_seed)
-            encoder, expecting = parts.target_encoder, first.expecting._replace(parts=parts)
-        else:
-            encoder, expecting = random_twin(first.encoder, config.random_seed), first.expecting
-        found.append(Model(name=RANDOM, encoder=encoder, expecting=expecting, blocks=first.blocks))
-    return found
 
 
 def encode(config: EvalConfig, models: list[Model], run: Run) -> Callable[..., dict[str, dict[str, FeatureSet]]]:

@@ -1,0 +1,264 @@
+"""World models in the task ``reconstruction``: decoded frames, and decoded rollouts step by step.
+
+A decoder is fitted to the latents of single frames of training episodes. Of windows of test episodes the first frames
+are given; what the model imagines under the recorded actions is decoded and compared with what was recorded.
+
+Shape legend: F frames, W windows, h steps ahead, C channels, H/W pixels, n latents of a frame, D width, A actions,
+S states, K things that are tracked.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evals import pixel_metrics as pm
+from evals.features.representations import encoder_hash
+from evals.features.rows import Rows
+from evals.outcome import versions
+from evals.pages import reconstruction_page
+from evals.pages.drawing import to_frames
+from evals.pages.reconstruction_page import Pictures
+from evals.pairwise import bootstrap_interval
+from evals.reconstruction.predicting import training_mean
+from evals.reconstruction.probe import Latents, build_decoder, decode, fit_decoder
+from evals.reconstruction.rows import (
+    GUESS,
+    PREDICTED,
+    ROLLOUT,
+    TARGET,
+    ReconstructionRow,
+    moving_psnr,
+    set_distances,
+    table,
+)
+from evals.reconstruction.shown import Shown, normalise
+from evals.settings import EvalConfig, TaskResult
+from evals.subjects import TRAINED, Subject, facts, run_state
+from evals.task_configs import ReconstructionTask
+from evals.tracking import colour_places, near
+from evals.world_models.collecting import choose_horizons, starts_of
+from evals.world_models.opening import Recorded, Seer, lengths_of, open_model, open_parts, state_names, watch
+from jepa.config import ConfigError
+from jepa.data.batches import Failure
+from jepa.distributed import Run
+from jepa.envs.rooms import RoomsConfig
+from jepa.envs.rooms_draw import draw_looks
+from jepa.models.pixel_decoder import PixelDecoder
+from jepa.objectives.horizons import predict_horizons
+
+KINDS = ("world_model", "controller", "policy", "latent_action")  # objectives; the last is refused with a reason
+FRAMES = 4  # frames that a decoder is fitted on, for each of reconstruction.train_clips
+STEPS = 8  # horizons that nobody asked for reach so far
+TRUSTED = 0.9  # share of the true frames in which a tracker must be right before it judges others
+
+
+def is_world_model(model: str) -> bool:
+    """Whether ``model`` is a run whose latents are those of single frames."""
+    state = run_state(model)
+    return state is not None and state["config"]["objective"].get("kind") in KINDS
+
+
+class Windows(NamedTuple):
+    """Parts of test episodes: ``pixels`` uint8 ``[W, T, H, W, 3]``, ``latents`` ``[W, T, n, D]``, ``actions`` ``[W,
+    T-1, A]``, ``states`` ``[W, T, S]`` (None: there are none), and the ``episodes`` ``[W]`` that they are from."""
+
+    pixels: Tensor
+    latents: Tensor
+    actions: Tensor
+    states: Tensor | None
+    episodes: list[int]
+
+
+def dream(config: EvalConfig) -> TaskResult:
+    """Decoded rollouts of the world model ``config.run``; horizons, context, windows and episodes are those of
+    ``config.world_model``. Raises ``ValueError`` as the task world_model does, and for settings of whole clips."""
+    if config.against or config.sweep_layers or config.layers is not None or config.reconstruction.pools:
+        raise ConfigError("of a world model only its own latents are decoded: leave against, layers and pools out")
+    began, task, own = time.perf_counter(), config.reconstruction, config.world_model
+    with Run.start(config.device, config.precision) as run:
+        seer, failures = open_model(config.run, run, own.context), list[Failure]()
+        world = seer.world
+        parts, before = open_parts(config, world.clip), encoder_hash(world.encoder)
+        lengths = lengths_of(parts.test, world.clip)
+        horizons = choose_horizons(own.horizons, lengths, seer.context)
+        if not own.horizons:
+            horizons = list(range(1, min(STEPS, max(horizons)) + 1))
+        shown, latents = frames_of(parts.fit, seer, FRAMES * task.train_clips, failures)
+        windows = cut(parts.test, seer, seer.context + max(horizons), own.windows, failures)
+        seconds, began = {"frames": time.perf_counter() - began}, time.perf_counter()
+        decoder = build_decoder(task, world.encoder, latents, shown)
+        fit_decoder(decoder, latents, shown, task, run)
+        seconds["decoder"], began = time.perf_counter() - began, time.perf_counter()
+        assert encoder_hash(world.encoder) == before, "the encoder changed"
+        names = [] if windows.states is None else state_names(parts.test, windows.states.shape[-1])
+        judge = Watcher(windows, names, seer, horizons, config.random_seed)
+        sides = rolled(decoder, windows, seer, horizons, task, training_mean(shown))
+        rows = [judge.row(what, name, made, decoder) for (what, name), made in sides.items()]
+        seconds["rollouts"] = time.perf_counter() - began
+    pictures = Pictures(task.pictures)
+    for (what, name), made in {("", "truth"): judge.truth, **sides}.items():
+        pictures.add(ROLLOUT, f"{what} {name}".strip(), made)
+    about = facts(Subject(TRAINED, config.run, world.encoder), before)
+    notes = [f"{len(failures)} episodes cannot be read and are left out."] if failures else []
+    floor = set_distances(judge.real, judge.real)
+    result = {
+        **about, "models": {TRAINED: about}, "device": str(run.device), "precision": run.precision, "floor": floor,
+        "train_clips": len(shown), "versions": versions(), "horizons": horizons, "tracked": judge.tracked,
+        "unreadable": {failure.path: failure.reason for failure in failures},
+    }  # fmt: skip
+    report = functools.partial(reconstruction_page.draw, pictures=pictures)
+    return TaskResult(rows, seconds, result, table(rows, floor), {}, "\n\n".join(notes), report)
+
+
+def frames_of(recorded: Sequence[Recorded], seer: Seer, most: int, failures: list[Failure]) -> tuple[Shown, Latents]:
+    """At most so many frames of the episodes, evenly, each as a clip of its own, and their latents."""
+    pixels, latents, each = list[Tensor](), list[Tensor](), max(1, most // max(1, len(recorded)))
+    for episode in watch(recorded, seer, failures):
+        count = episode.frames.shape[2]
+        rows = torch.from_numpy(np.unique(np.linspace(0, count - 1, min(each, count)).round().astype(np.int64)))
+        pixels.append(torch.from_numpy(to_frames(episode.frames, seer.world.clip))[0][rows])
+        latents.append(seer.encode(episode.frames)[0].cpu()[rows])
+    if not pixels:
+        raise ConfigError(f"none of {len(recorded)} training episodes can be read; the first: {failures[0].reason}")
+    found = torch.cat(pixels)[:, None]
+    shown = Shown(found, torch.arange(len(found)), [""] * len(found), seer.world.clip, {})
+    return shown, latents_of_frames(torch.cat(latents), seer)
+
+
+def latents_of_frames(latents: Tensor, seer: Seer) -> Latents:
+    """``[F, n, D]`` as a decoder takes them: as the world model has them."""
+    return Latents((Rows.of(latents.cpu()),), seer.world.grid._replace(t=1), norm=False)
+
+
+def cut(recorded: Sequence[Recorded], seer: Seer, length: int, count: int, failures: list[Failure]) -> Windows:
+    """Up to ``count`` windows of ``length`` frames evenly over every episode that is long enough. Raises
+    ``ConfigError`` when none is."""
+    found: list[tuple[Tensor, Tensor, Tensor, Tensor | None, int]] = []
+    for number, episode in enumerate(watch(recorded, seer, failures)):
+        latents = seer.encode(episode.frames)[0].cpu()
+        pixels = torch.from_numpy(to_frames(episode.frames, seer.world.clip))[0]
+        for start in starts_of(len(latents) - length, count):
+            part = slice(start, start + length)
+            states = None if episode.states is None else episode.states[part].cpu()
+            actions = episode.actions[start : start + length - 1].cpu()
+            found.append((pixels[part], latents[part], actions, states, number))
+    if not found:
+        raise ConfigError(f"no test episode of {length} frames can be read: lower world_model.horizons")
+    pixels, latents, actions = (torch.stack([window[k] for window in found]) for k in (0, 1, 2))  # type: ignore[misc]
+    known = [window[3] for window in found if window[3] is not None]
+    states = torch.stack(known) if len(known) == len(found) else None
+    return Windows(pixels, latents, actions, states, [window[4] for window in found])
+
+
+def rolled(
+    decoder: PixelDecoder, windows: Windows, seer: Seer, horizons: Sequence[int], task: ReconstructionTask, mean: Tensor
+) -> dict[tuple[str, str], Tensor]:
+    """What stands at every horizon, uint8 ``[W, h, H, W, 3]``, by what it is and its name: decoded latents of the true
+    frames and predicted ones, the last given frame, and the ``mean`` ``[C, H, W]`` of the training frames."""
+    device, context, world = seer.run.device, seer.context, seer.world
+    found: dict[str, list[Tensor]] = {TARGET: [], PREDICTED: []}
+    for rows in torch.arange(len(windows.pixels)).split(task.batch_size):
+        states = windows.states[rows].to(device) if windows.states is not None and world.state_dim else None
+        latents, actions = windows.latents[rows].to(device), windows.actions[rows].to(device)
+        with seer.run.autocast():
+            ahead = predict_horizons(world, latents, actions, states, context, horizons)
+        for name, side in ((TARGET, "truth"), (PREDICTED, "predicted")):
+            found[name].append(torch.stack([getattr(ahead[h], side).float().cpu() for h in horizons], dim=1))
+    sides: dict[tuple[str, str], Tensor] = {}
+    size = (len(windows.pixels), len(horizons))
+    for what, parts in found.items():
+        flat = torch.cat(parts).flatten(0, 1)
+        like = windows.pixels[:1, :1].expand(len(flat), -1, -1, -1, -1)  # only counted and measured
+        shown = Shown(like, torch.arange(len(flat)), [""] * len(flat), world.clip, {})
+        made = decode(decoder, latents_of_frames(flat, seer), shown, task, seer.run)
+        sides[what, TRAINED] = made[:, 0].unflatten(0, size)
+    still = (mean.movedim(0, -1) * 255).round().byte()
+    sides[GUESS, "training mean"] = still.expand(*size, -1, -1, -1)
+    sides[GUESS, "copy last"] = windows.pixels[:, context - 1 : context].expand(-1, len(horizons), -1, -1, -1)
+    return sides
+
+
+class Watcher:
+    """Compares what stands at the horizons with what was recorded. ``tracked``: which things are followed: the discs of
+    the rooms, by colour, where that finds them in the true frames."""
+
+    def __init__(
+        self, windows: Windows, names: Sequence[str], seer: Seer, horizons: Sequence[int], seed: int
+    ) -> None:  # fmt: skip
+        steps = torch.tensor([seer.context - 1 + h for h in horizons])
+        self.windows, self.seer, self.horizons, self.seed = windows, seer, horizons, seed
+        self.truth = windows.pixels[:, steps]
+        self.latents = windows.latents[:, steps]
+        self.real = self.latents.mean(dim=(1, 2))
+        self.patch = 1 / seer.world.encoder.grid.w
+        self.places: Tensor | None = None
+        self.tracked: list[str] = []
+        looks = draw_looks(RoomsConfig(), np.random.default_rng(0))
+        colours = {"agent": looks.agent, "object": looks.thing}
+        wanted = [thing for thing in colours if f"{thing}_x" in names and f"{thing}_y" in names]
+        if windows.states is None or not wanted:
+            return
+        columns = [[names.index(f"{thing}_{axis}") for axis in "xy"] for thing in wanted]
+        places = torch.stack([windows.states[:, steps][..., pair] for pair in columns], dim=2)  # [W, h, K, 2]
+        self.colours = torch.from_numpy(np.stack([colours[thing] for thing in wanted])).float()
+        right = near(colour_places(_values(self.truth), self.colours), places, self.patch)
+        if float(right.double().mean()) >= TRUSTED:
+            self.places, self.tracked = places, wanted
+
+    def row(self, what: str, model: str, made: Tensor, decoder: PixelDecoder) -> ReconstructionRow:
+        """Scores of ``made``, uint8 ``[W, h, H, W, 3]``. Intervals are over episodes."""
+        found = self._gather(_values, made)
+        by_step = found["psnr"]  # [W, h]
+        low, high = bootstrap_interval(by_step.mean(dim=1).numpy(), [str(e) for e in self.windows.episodes],
+                                       seed=self.seed)  # fmt: skip
+        known = found["moving"][~found["moving"].isnan()]
+        close, apart = found.get("near"), found.get("apart")
+        frames: list[dict[str, Any]] = [
+            {"frame": h, "psnr": float(by_step[:, k].mean()),
+             "near": None if close is None else float(close[:, k].double().mean())}
+            for k, h in enumerate(self.horizons)
+        ]  # fmt: skip
+        middle = None if apart is None else float((apart / self.patch).nan_to_num(torch.inf).median())
+        decoded = what != GUESS
+        return ReconstructionRow(
+            places=ROLLOUT, what=what, model=model, layer=None, tokens=self.latents.shape[2] if decoded else None,
+            psnr=float(by_step.mean()), low=low, high=high, moving=float(known.mean()) if len(known) else None,
+            ssim=float(found["ssim"].mean()) if "ssim" in found else None, feature=float(found["feature"].mean()),
+            **set_distances(self.real, found["features"]),
+            near=None if close is None else float(close.double().mean()),
+            apart=None if middle is None or middle == torch.inf else middle, frames=frames,
+            parameters=sum(p.numel() for p in decoder.parameters()) if decoded else None, clips=len(made),
+        )  # fmt: skip
+
+    def _gather(self, values: Callable[[Tensor], Tensor], made: Tensor) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        for rows in torch.arange(len(made)).split(16):
+            one, true = values(made[rows]), values(self.truth[rows])
+            frames = [side.transpose(1, 2)[:, :, :, None] for side in (one, true)]  # every frame a clip of its own
+            whole = torch.ones(len(rows), 1, *true.shape[2:], dtype=torch.bool)
+            part = {"psnr": pm.psnr(*frames), "moving": moving_psnr(one, true, whole)}
+            if min(true.shape[-2:]) >= pm.WINDOW:
+                part["ssim"] = pm.ssim(one, true)
+            ready = normalise(one, self.seer.world.clip).to(self.seer.run.device)
+            latents = self.seer.encode(ready).cpu()
+            part["feature"] = (latents - self.latents[rows]).abs().mean(dim=(1, 2, 3))
+            part["features"] = latents.mean(dim=(1, 2))
+            if self.places is not None:
+                seen = colour_places(one, self.colours)
+                part["near"] = near(seen, self.places[rows], self.patch)
+                part["apart"] = (seen - self.places[rows]).norm(dim=-1)
+            for name, value in part.items():
+                found.setdefault(name, []).append(value)
+        return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _values(pixels: Tensor) -> Tensor:
+    """uint8 ``[B, T, H, W, 3]`` to ``[B, 3, T, H, W]`` in 0..1."""
+    return pixels.movedim(-1, 1).float() / 255

@@ -1,0 +1,117 @@
+"""Decoded rollouts of a tiny world model, and the rooms' discs in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_worlds import world_settings
+from support import error_of
+
+from evals.main import evaluate
+from evals.reconstruction.probe import build_decoder
+from evals.reconstruction.rollouts import Watcher, Windows, is_world_model, latents_of_frames
+from evals.reconstruction.shown import Shown
+from evals.settings import EvalConfig
+from evals.task_configs import ReconstructionTask, WorldModelTask
+from evals.world_models.opening import Seer, open_model
+from jepa.config import from_dict, merge
+from jepa.distributed import Run
+from jepa.envs.rooms import RoomsConfig, RoomsWorld, draw_layout
+from jepa.envs.rooms_draw import RoomsPicture, draw_looks
+from jepa.train import TrainConfig, fit
+
+CPU = Run(torch.device("cpu"), "fp32")
+TASK = ReconstructionTask(steps=3, embed_dim=24, depth=1, num_heads=2, pictures=1, batch_size=8, train_clips=8)
+NAMES = ["agent_x", "agent_y", "object_x", "object_y"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps that holds two of four episodes out."""
+    path = tmp_path_factory.mktemp("world")
+    changes = {"data": {"holdout": 2}, "train": {"steps": 2}, "monitor": {"every": 100}}
+    fit(from_dict(TrainConfig, merge(world_settings(path), changes)))
+    return path
+
+
+def test_the_task_on_a_world_model(folder: Path, tmp_path: Path) -> None:
+    config = EvalConfig(
+        run=str(folder / "run"), task="reconstruction", device="cpu", reconstruction=TASK, out=str(tmp_path),
+        world_model=WorldModelTask(windows=2),
+    )  # fmt: skip
+    assert is_world_model(config.run)
+    results = evaluate(config)
+    rows = results["rows"]
+    assert [(row["places"], row["what"], row["model"], row["tokens"], row["clips"]) for row in rows] == [
+        ("rollout", "target", "trained", 4, 4), ("rollout", "predicted", "trained", 4, 4),
+        ("rollout", "guess", "training mean", None, 4), ("rollout", "guess", "copy last", None, 4),
+    ]  # fmt: skip
+    for row in rows:
+        assert [frame["frame"] for frame in row["frames"]] == list(range(1, 9))
+        assert np.mean([frame["psnr"] for frame in row["frames"]]) == pytest.approx(row["psnr"])
+        assert row["low"] <= row["psnr"] <= row["high"]
+        assert row["near"] is None
+    assert rows[3]["frames"][0]["psnr"] > rows[3]["frames"][-1]["psnr"], "the square walks away from where it was"
+    assert (results["tracked"], results["train_clips"]) == ([], 20)
+    report = (tmp_path / "report.html").read_text()
+    assert "Rollouts of the world model" in report
+    assert "in rollouts predictions reach" in report
+
+
+def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", str(folder / "run"), "--task", "reconstruction", "--device", "cpu"]
+    assert "leave against, layers and pools out" in error_of([*command, "--sweep-layers"], capsys)
+    found = error_of([*command, "--set", "world_model.horizons=[40]"], capsys)
+    assert "horizon 40 after 1 given frames needs episodes of 41 frames" in found
+
+
+@pytest.fixture(scope="module")
+def rooms(folder: Path) -> tuple[Windows, Seer]:
+    """Six windows of three frames: the agent walks to the right, the object stays."""
+    seer = open_model(str(folder / "run"), CPU, 1)
+    config = RoomsConfig(side=32, rooms=1)
+    rng = np.random.default_rng(0)
+    layout = draw_layout(config, rng)
+    world, picture = RoomsWorld(config, layout), RoomsPicture(config, layout, draw_looks(config, rng))
+    states, pixels = [], []
+    for number in range(6):
+        state = np.array([[0.2, 0.15 + 0.05 * number, 0.7, 0.8]], dtype=np.float32)
+        path = [state[0]]
+        for _ in range(4):
+            state = world.advance(state, np.array([[1.0, 0.0]]))
+            path.append(state[0])
+        states.append(np.stack(path))
+        pixels.append(np.stack([picture.render(one) for one in path]))
+    frames = torch.from_numpy(np.stack(pixels))
+    latents = torch.cat([seer.encode(frames[k : k + 1].movedim(-1, 1).float() / 255) for k in range(6)])
+    return Windows(frames, latents, torch.zeros(6, 4, 2), torch.from_numpy(np.stack(states)), [0, 0, 1, 1, 2, 2]), seer
+
+
+def test_discs_are_followed(rooms: tuple[Windows, Seer]) -> None:
+    windows, seer = rooms
+    watcher = Watcher(windows, NAMES, seer, [1, 4], 0)
+    assert watcher.tracked == ["agent", "object"]
+    like = Shown(windows.pixels[:, :1, :, :, :][:1], torch.arange(1), [""], seer.world.clip, {})
+    decoder = build_decoder(TASK, seer.world.encoder, latents_of_frames(windows.latents[:1, 0], seer), like)
+    perfect = watcher.row("target", "trained", watcher.truth, decoder)
+    assert (perfect.psnr, perfect.near, perfect.ssim) == (100.0, 1.0, pytest.approx(1.0))
+    assert perfect.apart is not None
+    assert perfect.apart < 0.2, "less than two pixels of a patch of 8"
+    still = windows.pixels[:, :1].expand(-1, 2, -1, -1, -1)
+    copied = watcher.row("guess", "copy last", still, decoder)
+    # a step is 0.04 of the side and a patch 0.25: all are near but none of the agents would be after seven
+    assert [frame["near"] for frame in copied.frames] == [1.0, 1.0]
+    assert copied.apart == pytest.approx((0.04 / 0.25) / 2, abs=0.1)
+    grey = watcher.row("guess", "training mean", torch.full_like(watcher.truth, 128), decoder)
+    assert (grey.near, grey.apart) == (0.0, None)
+
+
+def test_things_that_the_tracker_does_not_find_are_not_followed(rooms: tuple[Windows, Seer]) -> None:
+    windows, seer = rooms
+    assert Watcher(windows._replace(states=1 - windows.states), NAMES, seer, [1], 0).tracked == [], "elsewhere"
+    assert Watcher(windows, ["x", "y", "u", "v"], seer, [1], 0).tracked == []
+    assert Watcher(windows._replace(states=None), [], seer, [1], 0).tracked == []
+    assert Watcher(windows._replace(states=windows.states[..., :2]), NAMES[:2], seer, [1], 0).tracked == ["agent"]
