@@ -34,8 +34,8 @@ def tap(page: Page, code: str) -> None:
 
 
 def settle(page: Page, server: PlayServer) -> None:
-    """Wait until the page shows what the server has come to, and no step is under way."""
-    page.wait_for("waiting.then(() => new Promise(done => setTimeout(() => done(true), 150)))")
+    """Wait until nothing is pressed, asked for or under way: then the page shows what the server has come to."""
+    page.wait_for("!held.size && !tapped.size && waiting.then(() => new Promise(done => setTimeout(done, 0, true)))")
     assert number(page, "step") == server.moment.step
 
 
