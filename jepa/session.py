@@ -37,7 +37,7 @@ from jepa.objectives import (
     DecoderObjective,
     Objective,
     PolicyObjective,
-    WorldModelConfig,
+    WorldModelObjective,
     build_objective,
 )
 from jepa.optim import apply_schedules, build_optimizer, clip_gradients
@@ -153,32 +153,26 @@ def load_weights(session: Session, tensors: Mapping[str, Tensor], path: Path) ->
 def load_frozen(session: Session) -> None:
     """The weights of a frozen encoder, or of the model under a controller, a policy or a decoder, where the objective
     takes them from elsewhere."""
-    objective = session.config.objective
-    if isinstance(session.objective, ControllerObjective):
-        path = find_checkpoint(session.objective.control.model)
-        inherited = session.objective.inherited_state()
-        weights = load_checkpoint(path, mmap=True)["objective"]
-        refuse_misfits(inherited, weights.empty if isinstance(weights, ShardedTensors) else weights, path)
-        fill(inherited, weights)
+    objective, part = session.objective, ""
+    weights: Mapping[str, Tensor]
+    if isinstance(objective, ControllerObjective):
+        path = str(find_checkpoint(objective.control.model))
+        own, weights = objective.inherited_state(), load_checkpoint(path, mmap=True)["objective"]
+    elif isinstance(objective, PolicyObjective):
+        path = objective.config.model
+        own, weights = objective.inherited_state(), load_world_model(path).state_dict()
+    elif isinstance(objective, DecoderObjective):
+        path = objective.config.model
+        own, weights = objective.inherited_state(), load_frozen_model(path).state()
+    elif isinstance(objective, WorldModelObjective) and objective.config.encoder_from is not None:
+        path, part = objective.config.encoder_from, "encoder"
+        own, weights = objective.encoder.state_dict(), load(path).state_dict()
+    else:
         return
-    if isinstance(session.objective, PolicyObjective):
-        name = session.objective.config.model
-        inherited, world = session.objective.inherited_state(), load_world_model(name).state_dict()
-        refuse_misfits(inherited, world, name)
-        fill(inherited, world)
-        session.objective.set_bounds()
-        return
-    if isinstance(session.objective, DecoderObjective):
-        name = session.objective.config.model
-        inherited, frozen = session.objective.inherited_state(), load_frozen_model(name).state()
-        refuse_misfits(inherited, frozen, name)
-        fill(inherited, frozen)
-        return
-    if not isinstance(objective, WorldModelConfig) or objective.encoder_from is None:
-        return
-    own, tensors = session.objective.encoder.state_dict(), load(objective.encoder_from).state_dict()
-    refuse_misfits(own, tensors, objective.encoder_from, part="encoder")
-    fill(own, tensors)
+    refuse_misfits(own, weights.empty if isinstance(weights, ShardedTensors) else weights, path, part=part)
+    fill(own, weights)
+    if isinstance(objective, PolicyObjective):
+        objective.set_bounds()
 
 
 def load_optimizer(session: Session, saved: dict[str, Any], path: Path) -> None:

@@ -27,6 +27,20 @@ class Objective(nn.Module):
     target_encoder: Encoder
     takes_masks: bool = True
     takes_trajectories: bool = False  # batches need actions; ``set_statistics`` is called before the first step
+    learns: str | None = None  # the one part that is trained, where all others are those of a frozen model
+
+    def train(self, mode: bool = True) -> Objective:
+        """Beside a part that ``learns`` all others stay in eval mode."""
+        super().train(mode)
+        if self.learns is not None:
+            part = getattr(self, self.learns, None)  # None: it is still being built
+            for child in self.children():
+                child.train(mode and child is part)
+        return self
+
+    def inherited_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that the frozen model has, too, under the same names."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(f"{self.learns}.")}
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Keep, as buffers, what normalises actions and states; called once, when a new run begins."""

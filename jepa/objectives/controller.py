@@ -58,6 +58,7 @@ class ControllerObjective(LatentActionObjective):
     """
 
     takes_trajectories = True
+    learns = "controller"
     pooled: Tensor
     actions: Tensor
     wanted: Tensor
@@ -88,13 +89,6 @@ class ControllerObjective(LatentActionObjective):
         )  # fmt: skip
         object.__setattr__(self, "world_model", world)
         self.train()
-
-    def train(self, mode: bool = True) -> ControllerObjective:
-        """All but the controller stays in eval mode."""
-        super().train(mode)
-        for child in self.children():
-            child.train(mode and child is getattr(self, "controller", None))
-        return self
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Of real actions. Raises ``ConfigError`` where they are not as wide as the model's."""

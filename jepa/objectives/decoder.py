@@ -31,6 +31,7 @@ class DecoderObjective(Objective):
     """
 
     takes_masks = False
+    learns = "decoder"
 
     def __init__(self, config: DecoderConfig, encoder: EncoderConfig, clip: ClipConfig, num_families: int) -> None:
         super().__init__()
@@ -57,17 +58,6 @@ class DecoderObjective(Objective):
         # another name for the same module, past nn.Module, which would count its weights twice
         object.__setattr__(self, "target_encoder", self.encoder)
         self.train()
-
-    def train(self, mode: bool = True) -> DecoderObjective:
-        """All but the decoder stays in eval mode."""
-        super().train(mode)
-        for child in self.children():
-            child.train(mode and child is getattr(self, "decoder", None))
-        return self
-
-    def inherited_state(self) -> dict[str, Tensor]:
-        """The part of the state dict that the frozen model has, too, under the same names."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """The error of decoded ``batch.clip`` ``[B, C, T, H, W]``; masks, actions and labels are not looked at."""

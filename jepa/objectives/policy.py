@@ -45,6 +45,7 @@ class PolicyObjective(Objective):
 
     takes_masks = False
     takes_trajectories = True
+    learns = "net"
     world_model: WorldModel
 
     def __init__(self, config: PolicyConfig, encoder: EncoderConfig, clip: ClipConfig, num_families: int) -> None:
@@ -69,13 +70,6 @@ class PolicyObjective(Objective):
         object.__setattr__(self, "world_model", world)
         self.train()
 
-    def train(self, mode: bool = True) -> PolicyObjective:
-        """All but the policy stays in eval mode."""
-        super().train(mode)
-        for child in self.children():
-            child.train(mode and child is getattr(self, "net", None))
-        return self
-
     @property
     def policy(self) -> Policy:
         """What is used in the end."""
@@ -91,10 +85,6 @@ class PolicyObjective(Objective):
                     f"the data has {kind}s of {len(given)} numbers, but those of objective.model {self.config.model} "
                     f"have {own[kind]}"
                 )
-
-    def inherited_state(self) -> dict[str, Tensor]:
-        """The part of the state dict that the world model has, too, under the same names."""
-        return {name: value for name, value in self.state_dict().items() if not name.startswith("net.")}
 
     def set_bounds(self) -> None:
         """Bound the policy's actions as the config says, or as the world model's data were, once these are known.
