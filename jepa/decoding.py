@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jepa.checkpoint import find_checkpoint, load_checkpoint
 from jepa.config import from_dict
+from jepa.data.transforms import to_values
 from jepa.frozen_model import fingerprint, target_layers
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import EncoderConfig
@@ -133,8 +134,7 @@ class Decoder:
 
     def to_pixels(self, clip: Tensor) -> Tensor:
         """Normalised ``[..., C, T, H, W]`` to values in [0, 1]."""
-        mean, std = (clip.new_tensor(value).view(-1, 1, 1, 1) for value in (self.clip.mean, self.clip.std))
-        return (clip * std + mean).clamp(0, 1)
+        return to_values(clip, self.clip)
 
     def check(self, model: Predictive | WorldModel, name: str | None = None) -> None:
         """Raise ``CheckpointError`` unless ``model`` (called ``name`` in the message) makes, and predicts, the latents

@@ -86,7 +86,7 @@ def codes(bench: Bench, args: argparse.Namespace) -> Iterator[Shown]:
     world, steps = base_world(inferring), args.horizon or HORIZON
     for clip in read_clips(evenly(open_videos(args.videos, bench.decoder), args.clips), bench.decoder):
         start = inferring.encode(clip.pixels[None, :, :1])[0]
-        truth = true_pixels(bench, clip.pixels[:, :1])
+        truth = bench.pixels(clip.pixels[:, :1])
         panels = [Panel("first frame", to_pictures(truth.expand(-1, steps + 1, -1, -1)))]
         moved, ends = [], []
         for number, code in enumerate(inferring.codes):
@@ -165,7 +165,7 @@ def _followed(bench: Bench, model: WorldModel, stretch: Stretch, context: int, w
     frames = stretch.pixels.shape[1]
     if frames <= context:
         raise ConfigError(f"{stretch.name}: {frames} frames, and {context} are seen: nothing is left to imagine")
-    truth, true_latents = true_pixels(bench, stretch.pixels), encode(bench, model, stretch.pixels)
+    truth, true_latents = bench.pixels(stretch.pixels), encode(bench, model, stretch.pixels)
     seen = true_latents[:context]
     dreamt = imagine(
         bench, model, seen, stretch.actions[: context - 1], stretch.actions[context - 1 :], stretch.states
@@ -205,7 +205,7 @@ def _under_given(bench: Bench, model: WorldModel, args: argparse.Namespace, cont
         latents = encode(bench, model, start.pixels[:, :context])
         dreamt = imagine(bench, model, latents, start.actions[: context - 1], actions, start.states)
         clips = decoded_frames(bench, torch.cat((latents, dreamt)))
-        truth = true_pixels(bench, start.pixels[:, :context])
+        truth = bench.pixels(start.pixels[:, :context])
         held = truth[:, torch.arange(clips.shape[2]).clamp(max=context - 1)]
         between = torch.cat((start.actions[: context - 1], actions))
         panels = [Panel("last seen frame stays", to_pictures(held)), *decoded("imagined", clips, None, None, "")]
@@ -222,10 +222,6 @@ def encode(bench: Bench, model: WorldModel, pixels: Tensor) -> Tensor:
 def decoded_frames(bench: Bench, latents: Tensor) -> Tensor:
     """Latents ``[T, n, D]`` to ``[S, C, T, H, W]``."""
     return bench.decode(latents.flatten(0, 1)[None], native(bench.decoder.clip, len(latents)))[0]
-
-
-def true_pixels(bench: Bench, pixels: Tensor) -> Tensor:
-    return bench.decoder.to_pixels(pixels).float().cpu()
 
 
 def action_lines(actions: Tensor, context: int, words: str) -> tuple[str, ...]:

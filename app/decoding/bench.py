@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from jepa.world_model import load_world_model
 if TYPE_CHECKING:
     from jepa.models.world_model import WorldModel
 
+Part = TypeVar("Part", "Predictive", "WorldModel")
 SAMPLES, STEPS, GUIDANCE = 4, 8, 1.0  # of a generative decoder, unless something else is asked for
 
 
@@ -53,22 +55,12 @@ class Bench:
                 f"decoder {self.decoder.path} takes latents of single frames, as world models make them, which have no "
                 "hidden places: use rollout, plan or codes"
             )
-        try:
-            model = load_predictive(self.model)
-        except CheckpointError as error:
-            raise self._unusable(error) from None
-        self.decoder.check(model, self.model)
-        return model.to(self.run.device)
+        return self._ready(load_predictive)
 
     def world(self) -> WorldModel:
         """The world model. Raises ``CheckpointError`` for what is none, or where the decoder does not fit."""
         self._check_frames()
-        try:
-            model = load_world_model(self.model)
-        except CheckpointError as error:
-            raise self._unusable(error) from None
-        self.decoder.check(model, self.model)
-        return model.to(self.run.device)
+        return self._ready(load_world_model)
 
     def _check_frames(self) -> None:
         if not self.decoder.per_frame:
@@ -77,10 +69,22 @@ class Bench:
                 "action leads to: use reconstruct, inpaint or forecast"
             )
 
-    def _unusable(self, error: CheckpointError) -> CheckpointError:
-        if self.model != self.decoder.model:
-            return error
-        return CheckpointError(f"{error} (decoder {self.decoder.path} was trained on it; --model names another place)")
+    def _ready(self, load: Callable[[str], Part]) -> Part:
+        try:
+            model = load(self.model)
+        except CheckpointError as error:
+            if self.model != self.decoder.model:
+                raise
+            raise CheckpointError(
+                f"{error} (decoder {self.decoder.path} was trained on it; --model names another place)"
+            ) from None
+        self.decoder.check(model, self.model)
+        model.to(self.run.device)
+        return model
+
+    def pixels(self, clip: Tensor) -> Tensor:
+        """A normalised clip ``[..., C, T, H, W]`` on the CPU, values in [0, 1]."""
+        return self.decoder.to_pixels(clip).float().cpu()
 
 
 def open_bench(args: argparse.Namespace) -> Bench:

@@ -35,7 +35,7 @@ def reconstruct(bench: Bench, args: argparse.Namespace) -> Iterator[Shown]:
     if args.model is not None:  # the decoder holds its encoder; another one is asked for its word alone
         _ = bench.world() if bench.decoder.per_frame else bench.predictive()
     for clip in read_clips(evenly(open_videos(args.videos, bench.decoder), args.clips), bench.decoder):
-        truth, clips = _true(bench, clip), _reconstructed(bench, clip)
+        truth, clips = bench.pixels(clip.pixels), _reconstructed(bench, clip)
         panels = [
             Panel("input", to_pictures(truth)),
             *decoded("decoded", clips, truth, None, ""),
@@ -109,7 +109,7 @@ def _completed(
     words: tuple[str, ...],
 ) -> Shown:  # fmt: skip
     """Panels of one clip whose ``cells`` ``[t, h, w]`` are hidden; ``words``: of each frame, beside its time."""
-    truth = _true(bench, clip)
+    truth = bench.pixels(clip.pixels)
     context = torch.from_numpy(np.flatnonzero(~cells))[None].to(bench.run.device)
     with torch.inference_mode(), bench.run.autocast():
         latents = model.completed(clip.pixels[None], context, token)
@@ -137,7 +137,7 @@ def _completed(
 
 def _with_last(bench: Bench, shown: Shown, clip: Clip, seen: int) -> Shown:
     """The forecast beside its trivial rival: the last frame that was seen stays."""
-    truth = _true(bench, clip)
+    truth = bench.pixels(clip.pixels)
     frames = torch.arange(truth.shape[1]).clamp(max=seen - 1)
     still, where = truth[:, frames], (torch.arange(truth.shape[1]) >= seen)[:, None, None].expand(truth.shape[1:])
     worth = quality(still, truth, where)
@@ -145,10 +145,6 @@ def _with_last(bench: Bench, shown: Shown, clip: Clip, seen: int) -> Shown:
     line = Panel("last seen frame stays", to_pictures(still), f"{worth:.1f} dB of what follows", panels[0].under)
     example = shown.example._replace(panels=(*panels[:-2], line, *panels[-2:]))
     return Shown(example, {**shown.numbers, "seen_frames": seen, "copy_last": {"psnr": round(worth, 3)}})
-
-
-def _true(bench: Bench, clip: Clip) -> Tensor:
-    return bench.decoder.to_pixels(clip.pixels).float().cpu()
 
 
 def _reconstructed(bench: Bench, clip: Clip) -> Tensor:

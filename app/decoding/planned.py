@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.decoding.acted import action_lines, decoded_frames, true_pixels
+from app.decoding.acted import action_lines, decoded_frames
 from app.decoding.bench import Bench
 from app.decoding.colours import to_pictures
 from app.decoding.material import evenly, fitted, open_episodes, read_episode
@@ -129,8 +129,8 @@ def _find(
 def _shown(bench: Bench, name: str, way: Way, start: Frames, goal: Frames, real: Frames, words: str) -> Shown:
     """Start, imagined path, what really happened (``real`` ``[T, H, W, 3]``, which may end before), goal."""
     clip, device, frames = bench.decoder.clip, bench.run.device, len(way.latents)
-    first, last = (true_pixels(bench, fitted(picture[None], clip, device)) for picture in (start, goal))
-    truth = true_pixels(bench, fitted(real, clip, device))
+    first, last = (bench.pixels(fitted(picture[None], clip, device)) for picture in (start, goal))
+    truth = bench.pixels(fitted(real, clip, device))
     happened = truth[:, torch.arange(frames).clamp(max=truth.shape[1] - 1)]
     clips = decoded_frames(bench, way.latents)
     mean = clips.mean(dim=0)

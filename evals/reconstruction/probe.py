@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from evals.features.harness import FeatureSet
 from evals.features.rows import Rows
-from evals.reconstruction.shown import Shown, to_values
+from evals.reconstruction.shown import Shown
 from evals.task_configs import ReconstructionTask
 from jepa.config import ConfigError
+from jepa.data.transforms import to_values
 from jepa.distributed import Run
 from jepa.models.base import ClipEncoder
 from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, out_grid

@@ -55,12 +55,6 @@ def normalise(values: Tensor, clip: ClipConfig) -> Tensor:
     return (values - mean) / std
 
 
-def to_values(clips: Tensor, clip: ClipConfig) -> Tensor:
-    """Normalised clips ``[..., C, T, H, W]`` back to values in 0..1, what lies beyond being cut off."""
-    mean, std = (clips.new_tensor(numbers).view(-1, 1, 1, 1) for numbers in (clip.mean, clip.std))
-    return (clips * std + mean).clamp(0, 1)
-
-
 def open_sides(config: EvalConfig, clip: ClipConfig) -> dict[str, Source]:
     """The sources "train" and "test", with as many clips as ``config.reconstruction`` says, evenly over each: those
     named, or what the run was trained on and what it validates on or holds out. Raises ``ConfigError`` where there are

@@ -209,3 +209,9 @@ class ClipTransform:
         if self._mean.device != clip.device:
             self._mean, self._scale = self._mean.to(clip.device), self._scale.to(clip.device)
         return replace(batch, clip=clip.sub_(self._mean).mul_(self._scale), size=None)
+
+
+def to_values(clips: Tensor, clip: ClipConfig) -> Tensor:
+    """Normalised clips ``[..., C, T, H, W]`` back to values in 0..1, what lies beyond being cut off."""
+    mean, std = (clips.new_tensor(numbers).view(-1, 1, 1, 1) for numbers in (clip.mean, clip.std))
+    return (clips * std + mean).clamp(0, 1)

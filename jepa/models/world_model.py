@@ -270,10 +270,8 @@ class WorldModel(nn.Module):
     def _extend(
         self, cache: Cache | None, latents: Tensor, actions: Tensor, states: Tensor | None
     ) -> tuple[Tensor, Cache]:
-        conditions = (self.conditions(latents, actions), self.scaling.states(states))
-        predicted, cache = self.predictor.extend(
-            cache, latents.flatten(1, 2), *conditions, grid=self.grid, window=self.config.window
-        )
+        known = (latents.flatten(1, 2), self.conditions(latents, actions), self.scaling.states(states))
+        predicted, cache = self.predictor.extend(cache, *known, grid=self.grid, window=self.config.window)
         return self._put_out(latents, predicted), cache
 
     def _put_out(self, latents: Tensor, predicted: Tensor) -> Tensor:

@@ -26,12 +26,13 @@ from evals.reconstruction.predicting import (
     open_expecting,
     training_mean,
 )
-from evals.reconstruction.shown import Shown, normalise, read, to_values
+from evals.reconstruction.shown import Shown, normalise, read
 from evals.task_configs import ReconstructionTask
 from jepa.config import from_dict
 from jepa.data.settings import eval_options
 from jepa.data.source_config import SourceConfig
 from jepa.data.sources import open_source
+from jepa.data.transforms import to_values
 from jepa.distributed import Run
 from jepa.train import TrainConfig, fit
 from jepa.types import ClipConfig, TokenGrid
