@@ -66,6 +66,13 @@ def test_a_table_of_all_agents(toy: list[str], capsys: pytest.CaptureFixture[str
     assert lines[3].startswith("simulator     100.0 %     44 to 100 %")
 
 
+def test_the_number_of_threads(toy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert main([*toy, "--episodes", "1", "--against", "none", "--max-steps", "1", "--threads", "1"]) == 0
+    assert asked == [1]
+
+
 def test_results_videos_and_the_landscape_are_written(toy: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main([*toy, "--episodes", "2", "--out", str(out), "--videos", "1", "--planner", "icem"]) == 0
@@ -144,6 +151,7 @@ def test_settings_reach_the_planner(toy: list[str], tmp_path: Path) -> None:
         (["--axes", "x"], "--axes must be two axis numbers such as 0,1, not 'x'"),
         (["--episodes", "0"], "--episodes must be at least 1, not 0"),
         (["--max-steps", "-1"], "--max-steps must be at least 1, not -1"),
+        (["--threads", "0"], "--threads must be at least 1, not 0"),
         (["--context", "0"], "context must be at least 1 frame, not 0"),
         (["--goal", "nowhere.png"], "goal image nowhere.png cannot be read: No such file or directory"),
         (["--trajectory", "x.npz"], "give either --env (act in an environment) or --trajectory"),

@@ -36,7 +36,8 @@ class WorldModelConfig:
     ``loss``: of predictions. ``rollout_steps``: so many steps are predicted from the ``rollout_context`` first frames
     and the model's own predictions (0: none; V-JEPA 2-AC: 2). The total is ``teacher_weight`` x teacher-forced error +
     ``rollout_weight`` x rollout error + ``inverse_weight`` x error of actions read from the latents of two successive
-    frames. ``latent``, ``state_update``, ``window`` and ``residual``: ``jepa.models.world_model``. ``predictor``: its
+    frames + ``similarity_weight`` x mean squared change from frame to frame, which keeps latents smooth in what moves
+    (the two extra terms of PLDM, arXiv 2502.14819). ``latent``, ``state_update``, ``window`` and ``residual``: ``jepa.models.world_model``. ``predictor``: its
     ``action_dim`` and ``state_dim`` are those of the data where they are left out; ``state_dim`` 0 leaves states out.
     """
 
@@ -52,6 +53,7 @@ class WorldModelConfig:
     teacher_weight: float = 1.0
     rollout_weight: float = 1.0
     inverse_weight: float = 0.0
+    similarity_weight: float = 0.0
     latent: LatentConfig = field(default_factory=LatentConfig)
     predictor: ActionPredictorConfig = field(default_factory=ActionPredictorConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
@@ -66,7 +68,7 @@ class WorldModelConfig:
             raise ValueError(f"loss {self.loss!r} or state_update {self.state_update!r} is unknown")
         if self.momentum is not None and not all(0 <= m <= 1 for m in self.momentum):
             raise ValueError(f"momentum must lie in [0, 1], not {list(self.momentum)}")
-        for name in ("rollout_weight", "inverse_weight", "rollout_steps"):
+        for name in ("rollout_weight", "inverse_weight", "similarity_weight", "rollout_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         if self.rollout_context < 1 or self.teacher_weight <= 0:
@@ -86,7 +88,8 @@ class WorldModelConfig:
                     "encoder as encoder_from"
                 )
             return
-        for name, idle in (("momentum", None), ("regularizer", None), ("inverse_weight", 0.0)):
+        idle_values = {"momentum": None, "regularizer": None, "inverse_weight": 0.0, "similarity_weight": 0.0}
+        for name, idle in idle_values.items():
             if getattr(self, name) != idle:
                 raise ValueError(f"{name} has no meaning beside encoder_from: a frozen encoder is not trained")
         if self.latent.dim is not None:

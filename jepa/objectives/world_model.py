@@ -119,8 +119,12 @@ class WorldModelObjective(Objective):
         return Loss(total, terms)
 
     def regularized(self, loss: Loss, latents: Tensor, progress: float) -> Loss:
-        """``loss`` with what keeps latents apart: the regularizer's penalty, or the momentum of the EMA."""
+        """``loss`` with what shapes the latents of an encoder that is trained along: that they change little from frame to
+        frame, and what keeps them apart (the regularizer's penalty, or the EMA, whose momentum is shown)."""
         total, terms = loss
+        if self.config.similarity_weight > 0:
+            change = F.mse_loss(latents[:, 1:].float(), latents[:, :-1].float())
+            total, terms["change"] = total + self.config.similarity_weight * change, change.detach()
         if self.config.regularizer is not None:
             penalty, parts = regularize(self.config.regularizer, latents.flatten(0, 1).flatten(1)[:, None])
             total, terms = total + penalty, terms | parts
@@ -145,6 +149,7 @@ class WorldModelObjective(Objective):
         """How many frames go through the encoder that learns."""
         reads_all = not self.takes_trajectories  # then actions are inferred, the last one from the last two frames
         needed = reads_all or not self.follows or self.config.regularizer is not None or self.action_reader is not None
+        needed = needed or self.config.similarity_weight > 0
         return frames if needed else frames - 1
 
     def rollout(

@@ -182,6 +182,16 @@ def test_actions_are_read_from_two_frames() -> None:
     assert loss.terms["inverse"].item() == pytest.approx(expected, rel=1e-4)
 
 
+def test_the_change_from_frame_to_frame_is_paid_for() -> None:
+    plain, batch = make(**EMA)
+    objective, _ = make(**EMA, similarity_weight=3.0)
+    latents = objective.learner.encode(batch.clip).detach()
+    change = sum((latents[:, k + 1] - latents[:, k]).square().mean().item() for k in range(5)) / 5
+    loss = objective(batch, 0.0)
+    assert loss.terms["change"].item() == pytest.approx(change, rel=1e-4)
+    assert loss.total.item() == pytest.approx(plain(batch, 0.0).total.item() + 3.0 * change, rel=1e-4)
+
+
 def test_the_regularizer_sees_each_frame_as_one_sample() -> None:
     """Constant but different vectors at every place would pass if places were samples."""
     objective, batch = make(**REGULARIZED)
@@ -191,7 +201,7 @@ def test_the_regularizer_sees_each_frame_as_one_sample() -> None:
 
 
 @pytest.mark.parametrize("options", [
-    FROZEN, EMA, {**FROZEN, "rollout_steps": 0, "window": 2},
+    FROZEN, EMA, {**EMA, "similarity_weight": 1.0}, {**FROZEN, "rollout_steps": 0, "window": 2},
     {**EMA, "rollout_steps": 3, "rollout_context": 3, "window": 2},
     {**EMA, "latent": LatentConfig(pool=(2, 2), dim=8)}, {**EMA, "rollout_weight": 0.0},
 ])  # fmt: skip
@@ -250,6 +260,7 @@ def test_wrong_data_is_named() -> None:
     ({}, "nothing keeps an encoder that is trained along from giving all frames the same latents"),
     ({"encoder_from": "x", "momentum": [0.9, 1.0]}, "momentum has no meaning beside encoder_from"),
     ({"encoder_from": "x", "inverse_weight": 1.0}, "inverse_weight has no meaning beside encoder_from"),
+    ({"encoder_from": "x", "similarity_weight": 1.0}, "similarity_weight has no meaning beside encoder_from"),
     ({"encoder_from": "x", "latent": {"dim": 8}}, "latent.dim is a learned projection"),
     ({"momentum": [0.9, 1.1]}, "momentum must lie in"),
     ({"momentum": [0.9, 1.0], "teacher_weight": 0}, "teacher_weight above 0, not 0.0"),
