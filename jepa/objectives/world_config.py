@@ -35,10 +35,11 @@ class WorldModelConfig:
 
     ``loss``: of predictions. ``rollout_steps``: so many steps are predicted from the ``rollout_context`` first frames
     and the model's own predictions (0: none; V-JEPA 2-AC: 2). The total is ``teacher_weight`` x teacher-forced error +
-    ``rollout_weight`` x rollout error + ``inverse_weight`` x error of actions read from the latents of two successive
-    frames + ``similarity_weight`` x mean squared change from frame to frame, which keeps latents smooth in what moves
-    (the two extra terms of PLDM, arXiv 2502.14819). ``latent``, ``state_update``, ``window`` and ``residual``: ``jepa.models.world_model``. ``predictor``: its
-    ``action_dim`` and ``state_dim`` are those of the data where they are left out; ``state_dim`` 0 leaves states out.
+    ``rollout_weight`` x rollout error, and, as in PLDM (arXiv 2502.14819), ``inverse_weight`` x error of actions read
+    from the latents of two successive frames + ``similarity_weight`` x mean squared change from frame to frame, which
+    keeps latents smooth in what moves. ``latent``, ``state_update``, ``window`` and ``residual``:
+    ``jepa.models.world_model``. ``predictor``: its ``action_dim`` and ``state_dim`` are those of the data where they
+    are left out; ``state_dim`` 0 leaves states out.
     """
 
     kind: Literal["world_model"] = "world_model"

@@ -119,8 +119,8 @@ class WorldModelObjective(Objective):
         return Loss(total, terms)
 
     def regularized(self, loss: Loss, latents: Tensor, progress: float) -> Loss:
-        """``loss`` with what shapes the latents of an encoder that is trained along: that they change little from frame to
-        frame, and what keeps them apart (the regularizer's penalty, or the EMA, whose momentum is shown)."""
+        """``loss`` with what shapes the latents of an encoder that is trained along: they change little from frame to
+        frame, and are kept apart (by the regularizer, or by the EMA, whose momentum is shown)."""
         total, terms = loss
         if self.config.similarity_weight > 0:
             change = F.mse_loss(latents[:, 1:].float(), latents[:, :-1].float())
