@@ -29,6 +29,8 @@ class InverseDynamicsConfig:
     ``attention``: "joint" (all tokens of the pair together) or "factorised" (a block over the tokens of a frame, then
     one over the frames at a place: fewer products where frames have many tokens; ``depth`` counts these pairs).
     ``history``: an action may depend on all frames up to its second one, not on its own two only.
+    ``change_only``: it depends on how latents change and not on what they are, so that the same change is the same
+    action wherever it happens.
     """
 
     embed_dim: int = 192
@@ -38,6 +40,7 @@ class InverseDynamicsConfig:
     mlp: MlpKind = "gelu"
     attention: AttentionKind = "joint"
     history: bool = False
+    change_only: bool = False
     init: Init = "trunc_normal"
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class InverseDynamics(nn.Module):
         super().__init__()
         dim = config.embed_dim
         self.config, self.num_tokens = config, num_tokens
-        self.embed = Linear(latent_dim, dim)
+        self.embed = None if config.change_only else Linear(latent_dim, dim)
         self.change = Linear(latent_dim, dim)  # to see at once what attention would have to find out: what moved
         self.readout = nn.Parameter(torch.empty(dim))
         self.places = nn.Parameter(torch.empty(num_tokens, dim))
@@ -90,7 +93,8 @@ class InverseDynamics(nn.Module):
         """Rows ``[R, S, n, D]`` to the read-out of every frame ``[R, S, P]``, which saw no later one."""
         count, frames = rows.shape[:2]
         before = torch.cat((rows[:, :1], rows[:, :-1]), dim=1)
-        x = self.embed(rows) + self.change(rows - before) + self.places
+        x = self.change(rows - before) + self.places
+        x = x if self.embed is None else x + self.embed(rows)
         x = torch.cat((self.readout.expand(count, frames, 1, -1).to(x.dtype), x), dim=2)  # [R, S, 1 + n, P]
         time = sincos_1d(torch.arange(frames, device=rows.device), x.shape[-1])
         x = x + time[:, None].to(x.dtype)

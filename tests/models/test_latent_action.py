@@ -75,8 +75,21 @@ def test_pairs_equal_a_dense_mask() -> None:
 
 
 @pytest.mark.parametrize(("attention", "history"), KINDS)
-def test_every_parameter_gets_gradient(attention: str, history: bool) -> None:
-    model = dynamics(attention, history)
+def test_the_change_alone(attention: str, history: bool) -> None:
+    """What all frames have in common says nothing, and says something where frames themselves are seen."""
+    x = latents()
+    moved = x + torch.randn(x.shape[-2:])
+    with torch.no_grad():
+        model = dynamics(attention, history, change_only=True)
+        torch.testing.assert_close(model(moved), model(x), atol=1e-5, rtol=1e-5)
+        assert (model(x.roll(1, dims=1)) - model(x)).abs().max() > 1e-3
+        assert (dynamics(attention, history)(moved) - dynamics(attention, history)(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("change_only", [False, True])
+@pytest.mark.parametrize(("attention", "history"), KINDS)
+def test_every_parameter_gets_gradient(attention: str, history: bool, change_only: bool) -> None:
+    model = dynamics(attention, history, change_only=change_only)
     model(latents()).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

@@ -112,9 +112,11 @@ def test_no_actions_in_the_data_are_looked_at() -> None:
 
 
 @pytest.mark.parametrize("attention", ["joint", "factorised"])
-@pytest.mark.parametrize("history", [False, True])
-def test_work_counts_the_products_that_are_made(attention: Any, history: bool) -> None:
-    inverse = InverseDynamicsConfig(embed_dim=24, depth=1, num_heads=2, attention=attention, history=history)
+@pytest.mark.parametrize(("history", "change_only"), [(False, False), (True, False), (False, True)])
+def test_work_counts_the_products_that_are_made(attention: Any, history: bool, change_only: bool) -> None:
+    inverse = InverseDynamicsConfig(
+        embed_dim=24, depth=1, num_heads=2, attention=attention, history=history, change_only=change_only
+    )
     model, data = objective(inverse=inverse, regularizer=None, momentum=(0.9, 1.0)), batch()
     with FlopCounterMode(display=False) as counter:
         model(data, 0.0).total.backward()
