@@ -37,7 +37,9 @@ class WorldModelConfig:
     and the model's own predictions (0: none; V-JEPA 2-AC: 2). The total is ``teacher_weight`` x teacher-forced error +
     ``rollout_weight`` x rollout error, and, as in PLDM (arXiv 2502.14819), ``inverse_weight`` x error of actions read
     from the latents of two successive frames + ``similarity_weight`` x mean squared change from frame to frame, which
-    keeps latents smooth in what moves. ``latent``, ``state_update``, ``window`` and ``residual``:
+    keeps latents smooth in what moves. ``within_weight`` x the regularizer's penalty on latents less the mean of their
+    clip, in units of ``within_std``: without it, and without actions to read, latents that hold only what never
+    changes within a clip are the easiest to predict. ``latent``, ``state_update``, ``window`` and ``residual``:
     ``jepa.models.world_model``. ``predictor``: its ``action_dim`` and ``state_dim`` are those of the data where they
     are left out; ``state_dim`` 0 leaves states out.
     """
@@ -55,6 +57,8 @@ class WorldModelConfig:
     rollout_weight: float = 1.0
     inverse_weight: float = 0.0
     similarity_weight: float = 0.0
+    within_weight: float = 0.0
+    within_std: float = 0.5
     latent: LatentConfig = field(default_factory=LatentConfig)
     predictor: ActionPredictorConfig = field(default_factory=ActionPredictorConfig)
     rope: RopeConfig = field(default_factory=RopeConfig)
@@ -69,9 +73,11 @@ class WorldModelConfig:
             raise ValueError(f"loss {self.loss!r} or state_update {self.state_update!r} is unknown")
         if self.momentum is not None and not all(0 <= m <= 1 for m in self.momentum):
             raise ValueError(f"momentum must lie in [0, 1], not {list(self.momentum)}")
-        for name in ("rollout_weight", "inverse_weight", "similarity_weight", "rollout_steps"):
+        for name in ("rollout_weight", "inverse_weight", "similarity_weight", "within_weight", "rollout_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.within_weight > 0 and (self.regularizer is None or self.within_std <= 0):
+            raise ValueError("within_weight weighs the regularizer's penalty: give one, and a within_std above 0")
         if self.rollout_context < 1 or self.teacher_weight <= 0:
             raise ValueError(
                 f"rollout_context must be at least 1 frame, not {self.rollout_context}, and teacher_weight above 0, "
@@ -89,9 +95,8 @@ class WorldModelConfig:
                     "encoder as encoder_from"
                 )
             return
-        idle_values = {"momentum": None, "regularizer": None, "inverse_weight": 0.0, "similarity_weight": 0.0}
-        for name, idle in idle_values.items():
-            if getattr(self, name) != idle:
+        for name in ("momentum", "regularizer", "inverse_weight", "similarity_weight"):
+            if getattr(self, name):
                 raise ValueError(f"{name} has no meaning beside encoder_from: a frozen encoder is not trained")
         if self.latent.dim is not None:
             raise ValueError("latent.dim is a learned projection, which over a frozen encoder (encoder_from) collapses")

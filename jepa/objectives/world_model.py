@@ -126,8 +126,13 @@ class WorldModelObjective(Objective):
             change = F.mse_loss(latents[:, 1:].float(), latents[:, :-1].float())
             total, terms["change"] = total + self.config.similarity_weight * change, change.detach()
         if self.config.regularizer is not None:
-            penalty, parts = regularize(self.config.regularizer, latents.flatten(0, 1).flatten(1)[:, None])
+            penalty, parts = regularize(self.config.regularizer, as_samples(latents))
             total, terms = total + penalty, terms | parts
+            if self.config.within_weight > 0:
+                centred = (latents - latents.mean(dim=1, keepdim=True)) / self.config.within_std
+                penalty, parts = regularize(self.config.regularizer, as_samples(centred))
+                total = total + self.config.within_weight * penalty
+                terms |= {f"{name}_within": value for name, value in parts.items()}
         if self.follows:
             terms["momentum"] = total.new_full((), self.momentum(progress))
         return Loss(total, terms)
@@ -241,6 +246,11 @@ class WorldModelObjective(Objective):
                 )
         assert batch.actions is not None
         return batch.actions, batch.states if wanted["state"] else None
+
+
+def as_samples(latents: Tensor) -> Tensor:
+    """``[B, T, n, D]`` to ``[B*T, 1, n*D]``: each frame is one sample to a regularizer."""
+    return latents.flatten(0, 1).flatten(1)[:, None]
 
 
 class ActionReader(nn.Module):

@@ -200,6 +200,25 @@ def test_the_regularizer_sees_each_frame_as_one_sample() -> None:
     assert objective(batch, 0.0).terms["variance_tokens"].item() == pytest.approx(1.0 - 0.01, abs=1e-3)
 
 
+def test_the_regularizer_sees_what_changes_within_clips() -> None:
+    """Latents that are constant within clips and differ between them pass as a whole, and not within."""
+    objective, batch = make(**REGULARIZED, within_weight=3.0, within_std=0.5)
+    still = 3.0 * torch.randn(3, 1, 4, 8).expand(-1, 6, -1, -1)
+    objective.latents = lambda clip: (still, still[:, 1:])  # type: ignore[method-assign]
+    loss = objective(batch, 0.0)
+    assert loss.terms["variance_tokens"].item() < 0.2
+    assert loss.terms["variance_tokens_within"].item() == pytest.approx(1.0 - 0.01, abs=1e-3)
+    moving = still + torch.tensor([0.5, -0.5, 0.5, -0.5, 0.5, -0.5])[:, None, None] * torch.randn(4, 8).sign()
+    objective.latents = lambda clip: (moving, moving[:, 1:])  # type: ignore[method-assign]
+    terms = objective(batch, 0.0).terms
+    assert terms["variance_tokens_within"].item() == pytest.approx(0.0, abs=1e-6), "a spread of within_std is enough"
+    plain, _ = make(**REGULARIZED)
+    plain.latents = objective.latents  # type: ignore[method-assign]
+    extra = 3.0 * (0.5 * terms["variance_tokens_within"] + 0.04 * terms["covariance_tokens_within"])
+    plain.load_state_dict(objective.state_dict())
+    assert objective(batch, 0.0).total.item() == pytest.approx(float((plain(batch, 0.0).total + extra).detach()), rel=1e-4)
+
+
 @pytest.mark.parametrize("options", [
     FROZEN, EMA, {**EMA, "similarity_weight": 1.0}, {**FROZEN, "rollout_steps": 0, "window": 2},
     {**EMA, "rollout_steps": 3, "rollout_context": 3, "window": 2},
@@ -261,6 +280,7 @@ def test_wrong_data_is_named() -> None:
     ({"encoder_from": "x", "momentum": [0.9, 1.0]}, "momentum has no meaning beside encoder_from"),
     ({"encoder_from": "x", "inverse_weight": 1.0}, "inverse_weight has no meaning beside encoder_from"),
     ({"encoder_from": "x", "similarity_weight": 1.0}, "similarity_weight has no meaning beside encoder_from"),
+    ({"momentum": [0.9, 1.0], "within_weight": 1.0}, "within_weight weighs the regularizer's penalty"),
     ({"encoder_from": "x", "latent": {"dim": 8}}, "latent.dim is a learned projection"),
     ({"momentum": [0.9, 1.1]}, "momentum must lie in"),
     ({"momentum": [0.9, 1.0], "teacher_weight": 0}, "teacher_weight above 0, not 0.0"),
