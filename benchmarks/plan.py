@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from jepa.models.action_predictor import ActionPredictor, ActionPredictorConfig
 from jepa.models.base import ClipEncoder
+from jepa.models.latent_head import LatentConfig, LatentHead
 from jepa.models.rope import RopeConfig
-from jepa.models.world_model import LatentConfig, LatentHead, Scaling, WorldConfig, WorldModel
+from jepa.models.world_model import Scaling, WorldConfig, WorldModel
 from jepa.planning import ActionSpace, PlannerConfig, action_space, franka_space, plan
 from jepa.planning.energy import Energy, EnergyConfig
 from jepa.planning.imagination import Imagination

@@ -19,8 +19,9 @@ from jepa.frozen_model import fingerprint, target_layers
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import EncoderConfig
 from jepa.models.flow_decoder import FlowDecoder
+from jepa.models.latent_head import LatentHead
 from jepa.models.pixel_decoder import Size
-from jepa.models.world_model import LatentHead, WorldModel
+from jepa.models.world_model import WorldModel
 from jepa.objectives import DecoderConfig, DecoderObjective, build_objective
 from jepa.objectives.decoder import size_of
 from jepa.predictive import Predictive

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from jepa.load import load, read_run
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.models.latent_head import LatentConfig, LatentHead
 from jepa.models.timm_config import TimmConfig
-from jepa.models.world_model import LatentConfig, LatentHead
 from jepa.objectives import OBJECTIVES, PolicyObjective, WorldModelObjective
 from jepa.objectives.decoder_config import DecoderBase
 from jepa.pretrained.zoo import MODELS

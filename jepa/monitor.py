@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from jepa.collapse import RULES
 from jepa.distributed import to_float64
 from jepa.models.base import ClipEncoder
-from jepa.models.world_model import encode_frames
+from jepa.models.latent_head import encode_frames
 from jepa.objectives.base import Objective
 from jepa.objectives.decoder import DecoderObjective
 from jepa.objectives.ema import ema_distance

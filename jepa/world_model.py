@@ -14,8 +14,9 @@ from jepa.config import from_dict
 from jepa.load import check_published, read_run
 from jepa.models.action_predictor import ActionPredictor
 from jepa.models.encoder import EncoderConfig
+from jepa.models.latent_head import LatentConfig, head_for
 from jepa.models.policy import Policy
-from jepa.models.world_model import LatentConfig, Scaling, WorldConfig, WorldModel, head_for
+from jepa.models.world_model import Scaling, WorldConfig, WorldModel
 from jepa.objectives import OBJECTIVES, PolicyObjective, WorldModelObjective, build_objective
 from jepa.pretrained import Pretrained, load_pretrained
 from jepa.tensorfiles import CheckpointError, build_loaded

@@ -19,7 +19,8 @@ from evals.features.representations import random_twin
 from evals.world_models.opening import Recorded, Seer, Watched, watch
 from jepa.config import ConfigError
 from jepa.data.batches import Failure
-from jepa.models.world_model import WorldModel, encode_frames, head_for
+from jepa.models.latent_head import encode_frames, head_for
+from jepa.models.world_model import WorldModel
 from jepa.objectives.horizons import predict_horizons
 from jepa.types import TokenGrid
 

@@ -16,8 +16,8 @@ from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import TRAINED, Work, blocks_flops, encoder_flops, linear_flops
 from jepa.models.flow_decoder import FlowDecoder, FlowDecoderConfig
+from jepa.models.latent_head import encode_frames, head_for
 from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, Size, out_grid
-from jepa.models.world_model import encode_frames, head_for
 from jepa.objectives.base import Objective
 from jepa.objectives.decoder_config import DecoderBase, DecoderConfig
 from jepa.objectives.world_flops import frame_flops

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from jepa.models.flow_decoder import FlowDecoderConfig
+from jepa.models.latent_head import LatentConfig
 from jepa.models.pixel_decoder import PixelDecoderConfig
 from jepa.models.timm_config import TimmConfig
-from jepa.models.world_model import LatentConfig
 from jepa.types import ClipConfig
 
 

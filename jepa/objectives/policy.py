@@ -21,7 +21,7 @@ from jepa.models.world_model import WorldModel
 from jepa.objectives.base import Objective
 from jepa.objectives.controller import ControllerConfig, ControllerObjective
 from jepa.objectives.policy_config import PolicyBase, PolicyConfig
-from jepa.objectives.world_flops import frame_flops, steps_flops
+from jepa.objectives.world_flops import frame_flops, head_flops, steps_flops
 from jepa.objectives.world_model import WorldModelObjective
 from jepa.planning.energy import DISTANCES, Energy, EnergyConfig
 from jepa.planning.imagination import Imagination
@@ -214,7 +214,7 @@ class PolicyObjective(Objective):
         clips, frames = len(batch.clip), batch.clip.shape[2]
         height = width = self.encoder.clip.crop_size  # the batch is as the loader made it, not cropped yet
         flops = frames * clips * frame_flops(self.encoder, height, width, trained=False)
-        flops += linear_flops(self.head, clips * frames * self.head.grid.size)
+        flops += head_flops(self.head, clips * frames, trained=False)
         config, pairs = self.config, clips * self.config.pairs
         if config.mode == "imagination":
             steps = sum(self._step_flops(step) for step in range(config.horizon))

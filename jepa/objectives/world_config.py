@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from jepa.models.action_predictor import ActionPredictorConfig
+from jepa.models.latent_head import LatentConfig
 from jepa.models.pose import StateUpdate
 from jepa.models.rope import RopeConfig
 from jepa.models.timm_config import TimmConfig
-from jepa.models.world_model import LatentConfig, WorldConfig
+from jepa.models.world_model import WorldConfig
 from jepa.objectives.regularizers import RegularizerConfig
 from jepa.schedules import RampKind
 from jepa.types import ClipConfig

@@ -13,6 +13,7 @@ from jepa.models.action_predictor import ActionPredictor
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder
 from jepa.models.flops import TRAINED, block_flops, linear_flops
+from jepa.models.latent_head import LatentHead
 from jepa.models.layers import Block
 
 _WEIGHTS_ONLY = TRAINED - 1  # of a layer whose input needs no gradient
@@ -31,6 +32,15 @@ def frame_flops(encoder: ClipEncoder, height: int, width: int, *, trained: bool)
     patches = 2.0 * tokens * embed.proj.weight.numel()
     blocks = sum(block_flops(block, tokens) for block in encoder.blocks if isinstance(block, Block))
     return _WEIGHTS_ONLY * patches + TRAINED * blocks if trained else patches + blocks
+
+
+def head_flops(head: LatentHead, frames: int, *, trained: bool) -> float:
+    """Tokens to latents of so many frames; ``trained``: with the backward pass."""
+    keypoints = head.config.pool == "keypoints"
+    rows = frames * (head.cells.size if keypoints else head.grid.size)
+    mean_places = 2.0 * rows * head.dim if keypoints else 0.0  # the places themselves are fixed
+    linear = linear_flops(head, rows)
+    return TRAINED * linear + 2 * mean_places if trained else linear + mean_places
 
 
 def steps_flops(

@@ -22,19 +22,14 @@ from jepa.models.action_predictor import ActionPredictor
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import TRAINED, Work, linear_flops
+from jepa.models.latent_head import LatentHead, encode_frames, head_for
 from jepa.models.linear import Linear
-from jepa.models.world_model import (
-    LatentHead,
-    Scaling,
-    WorldModel,
-    encode_frames,
-    head_for,
-)
+from jepa.models.world_model import Scaling, WorldModel
 from jepa.objectives.base import Objective
 from jepa.objectives.ema import update_ema
 from jepa.objectives.regularizers import regularize
 from jepa.objectives.world_config import WorldModelConfig
-from jepa.objectives.world_flops import frame_flops, steps_flops
+from jepa.objectives.world_flops import frame_flops, head_flops, steps_flops
 from jepa.schedules import ramp
 from jepa.types import Batch, ClipConfig, Loss, Statistics
 
@@ -185,10 +180,10 @@ class WorldModelObjective(Objective):
         cells, tokens, joint = self.head.cells.size, self.head.grid.size, not self.frozen
         learned = self._frames_learned(frames) if joint else frames
         flops = learned * frame_flops(self.encoder, height, width, trained=joint)
-        flops += TRAINED * linear_flops(self.head, learned * tokens)
+        flops += head_flops(self.head, learned, trained=True)
         if self.follows:
             flops += (frames - 1) * frame_flops(self.target_encoder, height, width, trained=False)
-            flops += linear_flops(self.target_head, (frames - 1) * tokens)
+            flops += head_flops(self.target_head, frames - 1, trained=False)
             learned += frames - 1
         if self.action_reader is not None:
             flops += TRAINED * linear_flops(self.action_reader, frames - 1)

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.models.action_predictor import ActionPredictor, ActionPredictorConfig
+from jepa.models.latent_head import LatentConfig, LatentHead, head_for
 from jepa.models.pose import next_poses
 from jepa.models.rope import RopeConfig
-from jepa.models.world_model import LatentConfig, Scaling, WorldConfig, WorldModel, head_for
-from jepa.types import ClipConfig, Statistics
+from jepa.models.world_model import Scaling, WorldConfig, WorldModel
+from jepa.types import ClipConfig, Statistics, TokenGrid
 
 CLIP = ClipConfig(num_frames=4, fps=10.0, crop_size=64)
 
@@ -95,6 +96,37 @@ def test_a_flat_latent_is_one_projection_of_all_tokens() -> None:
     slow = torch.einsum("ne,dne->d", model.encoder(frames[1:, :, 2:3])[0], weight) + bias
     torch.testing.assert_close(latents[1, 2, 0], slow, rtol=1e-4, atol=1e-5)
     assert model.rollout(latents[:, :2], actions[:, :4], states[:, :2]).shape == (2, 3, 1, 6)
+
+
+@torch.no_grad()
+def test_keypoints_are_mean_places() -> None:
+    config = LatentConfig(pool="keypoints", dim=3, layer_norm=False)
+    model, (frames, actions, states) = build(config), trajectory()
+    latents = model.encode(frames)
+    assert (model.latent_dim, model.grid.size, latents.shape) == (6, 1, (2, 7, 1, 6))
+    logits = model.encoder(frames[1:, :, 2:3])[0] @ model.head.proj.weight.T + model.head.proj.bias
+    unit = [(k - 1.5) / 1.25**0.5 for k in range(4)]  # 0..3, standardised
+    for point in range(3):
+        share = logits[:, point].exp() / logits[:, point].exp().sum()
+        row = sum(share[4 * r + c].item() * unit[r] for r in range(4) for c in range(4))
+        column = sum(share[4 * r + c].item() * unit[c] for r in range(4) for c in range(4))
+        assert latents[1, 2, 0, 2 * point : 2 * point + 2].tolist() == pytest.approx([row, column], abs=1e-5)
+    assert not any("places" in name for name in model.state_dict())
+    assert model.rollout(latents[:, :2], actions[:, :4], states[:, :2]).shape == (2, 3, 1, 6)
+
+
+@torch.no_grad()
+def test_a_keypoint_follows_its_feature() -> None:
+    """One step of a patch moves it by one unit of the grid, whatever the rest of the picture shows."""
+    head = LatentHead(LatentConfig(pool="keypoints", dim=1, layer_norm=False), 5, TokenGrid(1, 6, 4))
+    head.proj.weight.copy_(torch.tensor([[40.0, 0, 0, 0, 0]]))
+    tokens = torch.rand(6 * 4, 5)
+    tokens[:, 0] = 0.0
+    seen = tokens.expand(6, -1, -1).clone()
+    seen[range(6), [4 * row + 2 for row in range(6)], 0] = 1.0
+    rows, columns = head(seen)[:, 0].T
+    torch.testing.assert_close(rows.diff(), torch.full((5,), 1 / (35 / 12) ** 0.5))
+    torch.testing.assert_close(columns, torch.full((6,), 0.5 / 1.25**0.5))
 
 
 @torch.no_grad()
@@ -235,5 +267,8 @@ def test_wrong_input_is_named() -> None:
         LatentConfig(pool=(0, 1))
     with pytest.raises(ValueError, match="pool 'flat' is a learned projection of all tokens: give it a dim"):
         LatentConfig(pool="flat")
+    for config in ({"dim": None, "layer_norm": False}, {"dim": 3}):
+        with pytest.raises(ValueError, match="pool 'keypoints' gives places: give it a dim"):
+            LatentConfig(pool="keypoints", **config)
     with pytest.raises(ValueError, match="'pose7' moves states of 7"):
         build(state_update="pose7")

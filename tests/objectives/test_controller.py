@@ -13,7 +13,7 @@ from jepa.config import ConfigError, from_dict
 from jepa.models.action_predictor import ActionPredictorConfig
 from jepa.models.encoder import EncoderConfig
 from jepa.models.latent_action import ControllerNetConfig, InverseDynamicsConfig
-from jepa.models.world_model import LatentConfig
+from jepa.models.latent_head import LatentConfig
 from jepa.objectives import ControllerConfig, ControllerObjective, LatentActionConfig, VarianceCovarianceConfig
 from jepa.objectives.bottleneck import BottleneckConfig, NoneConfig, VqConfig, ZeroConfig
 from jepa.objectives.controller import transition_keys

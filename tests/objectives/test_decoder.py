@@ -12,8 +12,8 @@ from jepa.config import ConfigError
 from jepa.models.encoder import EncoderConfig
 from jepa.models.flops import block_flops, encoder_flops, linear_flops
 from jepa.models.flow_decoder import FlowDecoder, FlowDecoderConfig
+from jepa.models.latent_head import LatentConfig
 from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig
-from jepa.models.world_model import LatentConfig
 from jepa.monitor import pictures
 from jepa.objectives import DecoderBase, DecoderConfig, DecoderObjective
 from jepa.objectives.world_flops import frame_flops

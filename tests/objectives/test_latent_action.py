@@ -14,7 +14,7 @@ from jepa.config import ConfigError, from_dict
 from jepa.models.action_predictor import ActionPredictorConfig
 from jepa.models.encoder import EncoderConfig
 from jepa.models.latent_action import InverseDynamicsConfig
-from jepa.models.world_model import LatentConfig
+from jepa.models.latent_head import LatentConfig
 from jepa.objectives import LatentActionConfig, LatentActionObjective, VarianceCovarianceConfig
 from jepa.objectives.bottleneck import BottleneckConfig, NoisyConfig, NoneConfig, SparseConfig, VqConfig, ZeroConfig
 from jepa.tensorfiles import read_torch_file

@@ -18,8 +18,8 @@ from jepa.logging import read_metrics
 from jepa.models.action_predictor import ActionPredictorConfig
 from jepa.models.encoder import EncoderConfig
 from jepa.models.flops import linear_flops
+from jepa.models.latent_head import LatentConfig
 from jepa.models.policy import PolicyNet, PolicyNetConfig, dream
-from jepa.models.world_model import LatentConfig
 from jepa.objectives import PolicyBase, PolicyConfig, PolicyObjective, VarianceCovarianceConfig, WorldModelConfig
 from jepa.objectives.policy import Pairs
 from jepa.objectives.world_flops import frame_flops

@@ -19,8 +19,8 @@ from jepa.config import ConfigError, from_dict, to_dict
 from jepa.distributed import Run
 from jepa.models.action_predictor import ActionPredictorConfig
 from jepa.models.encoder import EncoderConfig
+from jepa.models.latent_head import LatentConfig
 from jepa.models.timm_config import TimmConfig
-from jepa.models.world_model import LatentConfig
 from jepa.monitor import CollapseMonitor, MonitorConfig, pictures
 from jepa.objectives import (
     OBJECTIVES,
@@ -223,6 +223,7 @@ def test_the_regularizer_sees_what_changes_within_clips() -> None:
 @pytest.mark.parametrize("options", [
     FROZEN, EMA, {**EMA, "similarity_weight": 1.0}, {**FROZEN, "rollout_steps": 0, "window": 2},
     {**EMA, "rollout_steps": 3, "rollout_context": 3, "window": 2},
+    {**EMA, "latent": LatentConfig(pool="keypoints", dim=3, layer_norm=False)},
     {**EMA, "latent": LatentConfig(pool=(2, 2), dim=8)}, {**EMA, "rollout_weight": 0.0},
 ])  # fmt: skip
 def test_flops_are_those_that_torch_counts(options: dict[str, Any]) -> None:

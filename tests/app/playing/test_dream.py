@@ -7,8 +7,9 @@ from support import small_encoder
 
 from app.playing.dream import Dream, Seen
 from jepa.models.action_predictor import ActionPredictor, ActionPredictorConfig
+from jepa.models.latent_head import LatentConfig, head_for
 from jepa.models.rope import RopeConfig
-from jepa.models.world_model import LatentConfig, Scaling, WorldConfig, WorldModel, head_for
+from jepa.models.world_model import Scaling, WorldConfig, WorldModel
 from jepa.types import ClipConfig
 
 CLIP = ClipConfig(num_frames=5, fps=10.0, crop_size=32)
