@@ -29,7 +29,6 @@ from jepa.data.loader import TrainLoader
 from jepa.data.transforms import ClipTransform
 from jepa.distributed import Run
 from jepa.frozen_model import load_frozen_model
-from jepa.load import load
 from jepa.masks import build_masks
 from jepa.models.recompute import set_recompute
 from jepa.objectives import (
@@ -165,8 +164,9 @@ def load_frozen(session: Session) -> None:
         path = objective.config.model
         own, weights = objective.inherited_state(), load_frozen_model(path).state()
     elif isinstance(objective, WorldModelObjective) and objective.config.encoder_from is not None:
-        path, part = objective.config.encoder_from, "encoder"
-        own, weights = objective.encoder.state_dict(), load(path).state_dict()
+        path, own = objective.config.encoder_from, objective.frozen_state()
+        frozen = load_frozen_model(path)
+        weights = (frozen if objective.config.inherit_latent else frozen._replace(head=None)).state()
     else:
         return
     refuse_misfits(own, weights.empty if isinstance(weights, ShardedTensors) else weights, path, part=part)

@@ -15,9 +15,9 @@ from jepa.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from jepa.config import ConfigError, differences, from_dict, load_yaml, to_dict
 from jepa.data.settings import open_data
 from jepa.data.trajectories.statistics import check_widths
-from jepa.frozen_model import read_base
-from jepa.load import load
+from jepa.frozen_model import load_frozen_model, read_base
 from jepa.models.encoder import Encoder, EncoderConfig
+from jepa.models.latent_head import LatentConfig
 from jepa.models.timm_config import TimmConfig
 from jepa.objectives import (
     OBJECTIVES,
@@ -39,11 +39,12 @@ _PREPROCESSING = ("crop_size", "interpolation", "mean", "std")  # of the clip: w
 
 
 class Found(NamedTuple):
-    """A frozen encoder: ``config`` of ours, or ``timm``'s, and its own clip."""
+    """A frozen encoder: ``config`` of ours, or ``timm``'s, its own clip, and a world model's ``latent``."""
 
     config: EncoderConfig
     timm: TimmConfig | None
     clip: ClipConfig
+    latent: LatentConfig | None
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -94,7 +95,20 @@ def _with_encoder(config: TrainConfig, objective: WorldModelConfig, earlier: Tra
             raise ConfigError(f"clip.{key} is {given}, but encoder_from {name} was trained with {own}: leave it out")
     clip = replace(config.clip, **{key: getattr(found.clip, key) for key in _PREPROCESSING})
     frozen = FrozenConfig(clip=found.clip, timm=found.timm)
-    return replace(config, encoder=found.config, clip=clip, objective=replace(objective, frozen=frozen))
+    latent = _inherited(objective, found) if objective.inherit_latent else objective.latent
+    settled_objective = replace(objective, frozen=frozen, latent=latent)
+    return replace(config, encoder=found.config, clip=clip, objective=settled_objective)
+
+
+def _inherited(objective: WorldModelConfig, found: Found) -> LatentConfig:
+    """The ``latent`` of the world model that ``encoder_from`` names."""
+    name, own = objective.encoder_from, found.latent
+    if own is None:
+        raise ConfigError(f"objective.inherit_latent: encoder_from {name} is no world model and has no latent")
+    if objective.latent not in (LatentConfig(), own):
+        other = "; ".join(differences(to_dict(objective.latent), to_dict(own), "latent"))
+        raise ConfigError(f"objective.inherit_latent takes that of encoder_from {name} ({other}): leave latent out")
+    return own
 
 
 def _found_before(name: str, earlier: TrainConfig | None) -> Found | None:
@@ -103,16 +117,17 @@ def _found_before(name: str, earlier: TrainConfig | None) -> Found | None:
         return None
     if objective.encoder_from != name:
         return None  # the comparison of the run directory's config will say so
-    return Found(earlier.encoder, objective.frozen.timm, objective.frozen.clip)
+    return Found(earlier.encoder, objective.frozen.timm, objective.frozen.clip, objective.latent)
 
 
 def _find(name: str) -> Found:
-    encoder = load(name)
+    encoder, head, _ = load_frozen_model(name)
+    latent = None if head is None else head.config
     if isinstance(encoder, Encoder):
-        return Found(encoder.config, None, encoder.clip)
+        return Found(encoder.config, None, encoder.clip, latent)
     timm = getattr(encoder, "config", None)
-    assert isinstance(timm, TimmConfig), "load gives our encoders and timm's"
-    return Found(EncoderConfig(), timm, encoder.clip)
+    assert isinstance(timm, TimmConfig), "encoders are ours or timm's"
+    return Found(EncoderConfig(), timm, encoder.clip, latent)
 
 
 def _with_widths(config: TrainConfig, earlier: TrainConfig | None) -> TrainConfig:

@@ -89,6 +89,46 @@ def test_a_timm_model_is_rebuilt_without_its_file(tmp_path: Path) -> None:
     assert load_world_model(tmp_path / "frozen").clip.mean == source.clip.mean
 
 
+KEYPOINTS = {"pool": "keypoints", "dim": 3, "layer_norm": False}
+
+
+def test_latents_of_another_world_model_are_taken_over(tmp_path: Path) -> None:
+    """A second predictor on the same latents, whose head is not trained; it needs the first run only once."""
+    fit(from_dict(TrainConfig, world_settings(tmp_path, latent=KEYPOINTS)))
+    first = (tmp_path / "run").rename(tmp_path / "first")
+    own = {"encoder_from": str(first), "inherit_latent": True, "regularizer": None, "latent": {}}
+    settings = world_settings(tmp_path, **own)
+    settings.pop("encoder")
+    state = load_checkpoint(fit(from_dict(TrainConfig, settings)))["objective"]
+    source = load_world_model(first)
+    shutil.rmtree(first)
+    frames = torch.randn(2, 3, 4, *[source.clip.crop_size] * 2)
+    found = load_world_model(tmp_path / "run")
+    assert found.encode(frames).shape == (2, 4, 1, 6)
+    torch.testing.assert_close(found.encode(frames), source.encode(frames))
+    assert torch.equal(state["head.proj.weight"], source.head.proj.weight)
+    assert not torch.equal(state["predictor.predictor_proj.weight"], source.predictor.predictor_proj.weight)
+    settings["train"]["steps"] += 1
+    fit(from_dict(TrainConfig, settings))  # goes on without it
+    torch.testing.assert_close(load_world_model(tmp_path / "run").encode(frames), source.encode(frames))
+
+
+def test_latents_that_cannot_be_taken_over(teacher: Path, tmp_path: Path) -> None:
+    fit(from_dict(TrainConfig, world_settings(tmp_path, latent=KEYPOINTS)))
+    own = {"inherit_latent": True, "regularizer": None}
+    for source, latent, message in (
+        (teacher, {}, "encoder_from .* is no world model and has no latent"),
+        (tmp_path / "run", {"dim": 4}, r"takes that of encoder_from .* \(.*latent.dim.*\): leave latent out"),
+    ):
+        settings = world_settings(tmp_path, encoder_from=str(source), latent=latent, **own)
+        settings.pop("encoder")
+        settings["clip"] = {"num_frames": 5, "fps": settings["clip"].get("fps")}
+        with pytest.raises(ConfigError, match=message):
+            settled(from_dict(TrainConfig, {**settings, "run_dir": str(tmp_path / "second")}))
+    with pytest.raises(ConfigError, match="inherit_latent takes the latents of a run: name it as encoder_from"):
+        from_dict(TrainConfig, world_settings(tmp_path, inherit_latent=True))
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"encoder": {"depth": 3}}, "objective.encoder_from .* is another encoder .*encoder.depth: 3 -> 2"),
     ({"clip": {"crop_size": 32}}, "clip.crop_size is 32, but encoder_from .* was trained with 48: leave it out"),

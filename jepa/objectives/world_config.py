@@ -31,6 +31,7 @@ class FrozenConfig:
 class WorldModelConfig:
     """``encoder_from``: a frozen encoder, anything that ``jepa.load`` takes; its config takes the place of the sections
     ``encoder`` and ``clip`` (but for the frames' number and rate). ``frozen`` is written by the run, not by hand.
+    ``inherit_latent``: it is the run of a world model, whose ``latent`` and its weights are taken over, frozen, too.
     None: the encoder is trained along, and ``momentum`` (an EMA makes the targets; its momentum at the first and the
     last step), a ``regularizer`` on the latents (each frame's are one sample), or both keep it from collapsing.
 
@@ -47,6 +48,7 @@ class WorldModelConfig:
 
     kind: Literal["world_model"] = "world_model"
     encoder_from: str | None = None
+    inherit_latent: bool = False
     frozen: FrozenConfig | None = None
     momentum: tuple[float, float] | None = None
     momentum_schedule: RampKind = "linear"
@@ -89,6 +91,8 @@ class WorldModelConfig:
 
     def _check_encoder(self) -> None:
         if self.encoder_from is None:
+            if self.inherit_latent:
+                raise ValueError("inherit_latent takes the latents of a run: name it as encoder_from")
             if self.momentum is None and self.regularizer is None:
                 raise ValueError(
                     "nothing keeps an encoder that is trained along from giving all frames the same latents: set "
@@ -99,8 +103,11 @@ class WorldModelConfig:
         for name in ("momentum", "regularizer", "inverse_weight", "similarity_weight"):
             if getattr(self, name):
                 raise ValueError(f"{name} has no meaning beside encoder_from: a frozen encoder is not trained")
-        if self.latent.dim is not None:
-            raise ValueError("latent.dim is a learned projection, which over a frozen encoder (encoder_from) collapses")
+        if self.latent.dim is not None and not self.inherit_latent:
+            raise ValueError(
+                "latent.dim is a learned projection, which over a frozen encoder (encoder_from) collapses: leave it "
+                "out, or take over that of another world model (inherit_latent)"
+            )
 
     @property
     def world(self) -> WorldConfig:

@@ -70,6 +70,7 @@ class WorldModelObjective(Objective):
             object.__setattr__(self, "target_head", self.head)
         if self.frozen:
             self.encoder.requires_grad_(False).eval()
+            self.head.requires_grad_(False)  # it has weights where they are inherited
         # the same modules as a world model: what learns, and what is used in the end
         object.__setattr__(self, "learner", self._world(self.encoder, self.head))
         object.__setattr__(self, "world_model", self._world(self.target_encoder, self.target_head))
@@ -86,6 +87,11 @@ class WorldModelObjective(Objective):
         if self.frozen:
             self.encoder.eval()
         return self
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """The part of the state dict that ``encoder_from`` has, too."""
+        parts = ("encoder.", "head.") if self.config.inherit_latent else ("encoder.",)
+        return {name: value for name, value in self.state_dict().items() if name.startswith(parts)}
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Raises ``ConfigError`` where actions or states are not as wide as the model's."""
@@ -180,7 +186,7 @@ class WorldModelObjective(Objective):
         cells, tokens, joint = self.head.cells.size, self.head.grid.size, not self.frozen
         learned = self._frames_learned(frames) if joint else frames
         flops = learned * frame_flops(self.encoder, height, width, trained=joint)
-        flops += head_flops(self.head, learned, trained=True)
+        flops += head_flops(self.head, learned, trained=joint)
         if self.follows:
             flops += (frames - 1) * frame_flops(self.target_encoder, height, width, trained=False)
             flops += head_flops(self.target_head, frames - 1, trained=False)
