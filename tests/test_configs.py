@@ -51,9 +51,11 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     if settings["objective"]["kind"] == "world_model":
         toy = merge(toy, toy_world(settings, folder))
+        if settings["objective"].get("inherit_latent"):
+            del toy["encoder"]  # the model's
+            toy["objective"] |= {"encoder_from": toy_latent_action(folder), "momentum": None}
     elif settings["objective"]["kind"] == "latent_action":
-        own = {"encoder_from": None, "momentum": [0.99, 1.0], "bottleneck": {"num_codes": 4}}
-        toy = merge(toy, {"objective": own})
+        toy = merge(toy, {"objective": {"bottleneck": {"num_codes": 4}, "rollout_steps": 2}})
     elif settings["objective"]["kind"] == "controller":
         del toy["encoder"]  # the model's
         toy |= toy_controller(folder, toy["data"])
@@ -85,11 +87,16 @@ def toy_policy(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
 
 def toy_controller(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     """Data with actions, and the toy of the model that is controlled, trained for a step."""
-    latent = load_yaml(CONFIGS / "world_model" / "rooms_latent_action.yaml")
-    (folder / "base").mkdir()
-    model = fit(from_dict(TrainConfig, shrink(latent, folder / "base")))
     sources = [{"path": str(write_worlds(folder / "worlds", length=16)), "trajectory": {}}]
-    return {"data": {**data, "sources": sources}, "objective": {"model": str(model), "labels": 4}}
+    own = {"model": toy_latent_action(folder), "labels": 4}
+    return {"data": {**data, "sources": sources}, "objective": own}
+
+
+def toy_latent_action(folder: Path) -> str:
+    """The toy of the latent-action model, trained for a step."""
+    (folder / "base").mkdir()
+    settings = load_yaml(CONFIGS / "world_model" / "rooms_latent_action.yaml")
+    return str(fit(from_dict(TrainConfig, shrink(settings, folder / "base"))))
 
 
 def toy_world(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
