@@ -51,11 +51,9 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     if settings["objective"]["kind"] == "world_model":
         toy = merge(toy, toy_world(settings, folder))
-        if settings["objective"].get("inherit_latent"):
-            del toy["encoder"]  # the model's
-            toy["objective"] |= {"encoder_from": toy_latent_action(folder), "momentum": None}
     elif settings["objective"]["kind"] == "latent_action":
-        toy = merge(toy, {"objective": {"bottleneck": {"num_codes": 4}, "rollout_steps": 2}})
+        codes = {"num_codes": 4} if settings["objective"]["bottleneck"]["kind"] == "vq" else {}
+        toy = merge(toy, {"objective": {"bottleneck": codes, "rollout_steps": 2}})
     elif settings["objective"]["kind"] == "controller":
         del toy["encoder"]  # the model's
         toy |= toy_controller(folder, toy["data"])
@@ -65,6 +63,9 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     elif settings["objective"]["kind"] == "decoder":
         del toy["encoder"]  # the model's
         toy |= toy_decoder(settings["objective"]["model"], folder, toy["data"])
+    if settings["objective"].get("inherit_latent"):
+        del toy["encoder"]  # the model's
+        toy["objective"] |= {"encoder_from": toy_latent_action(folder), "momentum": None}
     return merge(settings, toy)
 
 
