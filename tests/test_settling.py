@@ -105,6 +105,7 @@ def test_latents_of_another_world_model_are_taken_over(tmp_path: Path) -> None:
     frames = torch.randn(2, 3, 4, *[source.clip.crop_size] * 2)
     found = load_world_model(tmp_path / "run")
     assert found.encode(frames).shape == (2, 4, 1, 6)
+    assert bool(found.to("cpu").encode(frames).isfinite().all())  # and nothing is left on the device "meta"
     torch.testing.assert_close(found.encode(frames), source.encode(frames))
     assert torch.equal(state["head.proj.weight"], source.head.proj.weight)
     assert not torch.equal(state["predictor.predictor_proj.weight"], source.predictor.predictor_proj.weight)

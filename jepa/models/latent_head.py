@@ -48,8 +48,6 @@ class LatentConfig:
 class LatentHead(nn.Module):
     """Tokens of frames ``[B, h*w, E]`` to latents ``[B, n, D]``; ``grid`` is theirs, with one step in time."""
 
-    places: Tensor  # of keypoints
-
     def __init__(self, config: LatentConfig, encoder_dim: int, cells: TokenGrid) -> None:
         super().__init__()
         self.config, self.cells = config, TokenGrid(1, cells.h, cells.w)
@@ -63,7 +61,6 @@ class LatentHead(nn.Module):
         self.proj = None
         if config.pool == "keypoints":
             self.dim *= 2
-            self.register_buffer("places", _places(cells), persistent=False)
         if config.dim is not None:
             self.proj = Linear(encoder_dim * (self.cells.size if config.pool == "flat" else 1), config.dim)
             nn.init.xavier_uniform_(self.proj.weight)
@@ -74,7 +71,7 @@ class LatentHead(nn.Module):
         if self.config.pool == "keypoints":
             assert self.proj is not None
             shares = self.proj(tokens).float().softmax(dim=1)  # [B, h*w, K]
-            return (shares.transpose(1, 2) @ self.places).flatten(1)[:, None]
+            return (shares.transpose(1, 2) @ _places(self.cells, tokens.device)).flatten(1)[:, None]
         if self.config.pool == "flat":
             tokens = tokens.flatten(1)[:, None]
         elif self.grid != self.cells:
@@ -105,8 +102,8 @@ def head_for(config: LatentConfig, encoder: ClipEncoder, clip: ClipConfig, chann
     return LatentHead(config, encoder.embed_dim, encoder.grid_of((channels, 1, clip.crop_size, clip.crop_size)))
 
 
-def _places(cells: TokenGrid) -> Tensor:
+def _places(cells: TokenGrid, device: torch.device) -> Tensor:
     """Row and column of every cell ``[h*w, 2]``, each with mean 0 and standard deviation 1 (0 where there is one)."""
-    axes = [torch.arange(count, dtype=torch.float32) for count in (cells.h, cells.w)]
+    axes = [torch.arange(count, dtype=torch.float32, device=device) for count in (cells.h, cells.w)]
     rows, columns = ((axis - axis.mean()) / axis.std(correction=0).clamp(min=1e-6) for axis in axes)
     return torch.cartesian_prod(rows, columns)
