@@ -16,6 +16,7 @@ from jepa.pretrained import list_models, load_pretrained
 from jepa.streaming import encode_files
 from jepa.surprise import surprise
 from jepa.surprise_curve import SurpriseCurve
+from jepa.world_model import load_world_model
 
 __all__ = [
     "Encoder",
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "load_predictive",
     "load_pretrained",
+    "load_world_model",
     "open_features",
     "predict",
     "surprise",

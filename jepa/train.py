@@ -178,8 +178,9 @@ def fit(config: TrainConfig, probing: OpenObserver | None = None, *, profile: bo
         saved = saved or save(session, step)
         if stopping and step < loop.steps:
             raise stopped_by(run.gather(stop.reason), step, saved, loop.steps)
-        logger.info("done: step %d after %s; checkpoint %s; curves: tensorboard --logdir %s; next: jepa eval %s",
-                    step, duration(time.perf_counter() - began), saved, config.run_dir, config.run_dir)  # fmt: skip
+        logger.info("done: step %d after %s; checkpoint %s; curves: tensorboard --logdir %s; next: %s",
+                    step, duration(time.perf_counter() - began), saved, config.run_dir,
+                    session.objective.follow_up.format(run=config.run_dir))  # fmt: skip
     return saved
 
 

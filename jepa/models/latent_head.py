@@ -25,8 +25,8 @@ _PIXELS_AT_ONCE = 64 * 224 * 224  # frames go through a frozen encoder in chunks
 class LatentConfig:
     """What of a frame's tokens is predicted. ``pool``: "none" (every token), "mean" (one), or [rows, columns] of
     averaged tokens, or "flat" (one, a projection of all tokens side by side, so that it knows where each was), or
-    "keypoints" (one: where each of ``dim`` learned features is, as the mean place of a softmax over the cells; row and
-    column, in units of their standard deviation over the cells; Finn et al., arXiv 1509.06113, section IV).
+    "keypoints" (one: where each of ``dim`` learned features is, row and column, as the mean place of a softmax over the
+    cells; Finn et al., arXiv 1509.06113, section IV).
     ``dim``: a learned projection to so many numbers, for an encoder that is trained along. ``layer_norm``: of every
     latent, and of every prediction (V-JEPA 2-AC: yes)."""
 
@@ -103,7 +103,10 @@ def head_for(config: LatentConfig, encoder: ClipEncoder, clip: ClipConfig, chann
 
 
 def _places(cells: TokenGrid, device: torch.device) -> Tensor:
-    """Row and column of every cell ``[h*w, 2]``, each with mean 0 and standard deviation 1 (0 where there is one)."""
-    axes = [torch.arange(count, dtype=torch.float32, device=device) for count in (cells.h, cells.w)]
-    rows, columns = ((axis - axis.mean()) / axis.std(correction=0).clamp(min=1e-6) for axis in axes)
+    """Row and column of every cell ``[h*w, 2]``, from -3^0.5 to 3^0.5 (0 where there is one): what may be anywhere
+    between the outermost cells then has variance 1, as a regularizer asks for."""
+    ends = [3**0.5 if count > 1 else 0.0 for count in (cells.h, cells.w)]
+    rows, columns = (
+        torch.linspace(-end, end, count, device=device) for end, count in zip(ends, (cells.h, cells.w), strict=True)
+    )
     return torch.cartesian_prod(rows, columns)

@@ -27,6 +27,7 @@ class Objective(nn.Module):
     target_encoder: Encoder
     takes_masks: bool = True
     takes_trajectories: bool = False  # batches need actions; ``set_statistics`` is called before the first step
+    follow_up: str = "jepa eval {run}"  # what a user may want to do with the finished run
     learns: str | None = None  # the one part that is trained, where all others are those of a frozen model
 
     def train(self, mode: bool = True) -> Objective:

@@ -58,6 +58,7 @@ class ControllerObjective(LatentActionObjective):
     """
 
     takes_trajectories = True
+    follow_up = "jepa eval {run} --task world_model"
     learns = "controller"
     pooled: Tensor
     actions: Tensor

@@ -32,6 +32,7 @@ class DecoderObjective(Objective):
 
     takes_masks = False
     learns = "decoder"
+    follow_up = "jepa decode {run} reconstruct"
 
     def __init__(self, config: DecoderConfig, encoder: EncoderConfig, clip: ClipConfig, num_families: int) -> None:
         super().__init__()

@@ -61,6 +61,7 @@ class LatentActionObjective(WorldModelObjective):
     """
 
     takes_trajectories = False
+    follow_up = "jepa eval {run} --task latent_action"
     config: LatentActionConfig
 
     def __init__(self, config: LatentActionConfig, encoder: EncoderConfig, clip: ClipConfig, num_families: int) -> None:

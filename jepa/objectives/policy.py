@@ -45,6 +45,7 @@ class PolicyObjective(Objective):
 
     takes_masks = False
     takes_trajectories = True
+    follow_up = "jepa eval {run} --task world_model"
     learns = "net"
     world_model: WorldModel
 

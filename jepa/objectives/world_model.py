@@ -39,6 +39,7 @@ class WorldModelObjective(Objective):
 
     takes_masks = False
     takes_trajectories = True
+    follow_up = "jepa eval {run} --task world_model"
 
     def __init__(self, config: WorldModelConfig, encoder: EncoderConfig, clip: ClipConfig, num_families: int) -> None:
         super().__init__()

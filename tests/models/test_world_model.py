@@ -105,7 +105,7 @@ def test_keypoints_are_mean_places() -> None:
     latents = model.encode(frames)
     assert (model.latent_dim, model.grid.size, latents.shape) == (6, 1, (2, 7, 1, 6))
     logits = model.encoder(frames[1:, :, 2:3])[0] @ model.head.proj.weight.T + model.head.proj.bias
-    unit = [(k - 1.5) / 1.25**0.5 for k in range(4)]  # 0..3, standardised
+    unit = [3**0.5 * (k - 1.5) / 1.5 for k in range(4)]
     for point in range(3):
         share = logits[:, point].exp() / logits[:, point].exp().sum()
         row = sum(share[4 * r + c].item() * unit[r] for r in range(4) for c in range(4))
@@ -125,8 +125,8 @@ def test_a_keypoint_follows_its_feature() -> None:
     seen = tokens.expand(6, -1, -1).clone()
     seen[range(6), [4 * row + 2 for row in range(6)], 0] = 1.0
     rows, columns = head(seen)[:, 0].T
-    torch.testing.assert_close(rows.diff(), torch.full((5,), 1 / (35 / 12) ** 0.5))
-    torch.testing.assert_close(columns, torch.full((6,), 0.5 / 1.25**0.5))
+    torch.testing.assert_close(rows.diff(), torch.full((5,), 2 * 3**0.5 / 5))
+    torch.testing.assert_close(columns, torch.full((6,), 3**0.5 / 3))
 
 
 @torch.no_grad()
