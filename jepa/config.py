@@ -152,6 +152,8 @@ def _cast(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _cast_union(args, value, where)
     if origin is Literal:
+        word = {False: "off", True: "on"}.get(value) if isinstance(value, bool) else None  # as YAML reads off and on
+        value = word if word in args else value
         if value not in args:
             raise ConfigError(f"{_describe(where)} must be one of {', '.join(map(repr, args))}, not {value!r}")
         return value

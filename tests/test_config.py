@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from jepa.config import ConfigError, apply_overrides, differences, from_dict, load_yaml, merge, to_dict
+from jepa.train import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +66,14 @@ def test_values_are_cast_by_declared_type():
 def test_mistakes_name_the_key(data, message):
     with pytest.raises(ConfigError, match=message):
         from_dict(Whole, data)
+
+
+def test_off_is_a_word_where_one_is_asked_for(tmp_path):
+    """YAML reads it as false."""
+    (tmp_path / "c.yaml").write_text("{steps: 1, batch_size: 1, progress: off}\n")
+    assert from_dict(LoopConfig, load_yaml(tmp_path / "c.yaml")).progress == "off"
+    with pytest.raises(ConfigError, match="progress' must be one of 'auto', 'bar', 'lines', 'off', not True"):
+        from_dict(LoopConfig, {"steps": 1, "batch_size": 1, "progress": True})
 
 
 def test_overrides_reach_into_mappings_and_lists():
