@@ -7,6 +7,9 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCE := jepa evals app tests benchmarks
+# A process per core; a file of tests stays in one of them, for tests of a file share what was trained once. No more than
+# 8, each with its own PyTorch in memory. The order is that of tests/conftest.py, not that of xdist.
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test lint types demo-short check bench clean
 
@@ -27,7 +30,7 @@ demo: setup
 	$(BIN)/jepa demo
 
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(SIDE_BY_SIDE)
 
 lint: setup
 	$(BIN)/ruff check $(SOURCE)

@@ -13,6 +13,31 @@ from support import tiny_settings
 
 torch.set_num_threads(1)  # models this small only lose time to threads
 
+SLURM = "tests/slurm/"
+# What takes longest, longest first. Side by side (make test) these start first: else one of them would begin as the
+# last, and one process would run it while the others have nothing left to do.
+LONGEST = (SLURM,)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # this is a worker of pytest-xdist; alone, the order stays as it is
+        items.sort(key=lambda item: next((n for n, path in enumerate(LONGEST) if item.nodeid.startswith(path)), 99))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say whether the tests of SLURM ran: a cluster that is not there must not go unnoticed.
+
+    Here, and from reports alone: with workers this process prints, and never reads the conftest.py of that folder.
+    """
+    counts, reasons = [], set()
+    for kind in ("passed", "failed", "error", "skipped"):
+        reports = [r for r in terminalreporter.stats.get(kind, []) if getattr(r, "nodeid", "").startswith(SLURM)]
+        if reports:
+            counts.append(f"{len(reports)} {kind}")
+        reasons |= {report.longrepr[2].removeprefix("Skipped: ") for report in reports if kind == "skipped"}
+    if counts:
+        terminalreporter.write_line("; ".join([f"SLURM tests: {', '.join(counts)}", *sorted(reasons)]))
+
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import json
 import pickle
 from typing import Any
 
-from test_distributed import start_together
+from test_distributed import outputs
 
 from evals.settings import EvalConfig
 
@@ -19,16 +19,6 @@ result = TASKS[config.task](config)
 rows = [row._asdict() for row in result.rows]
 print("result " + json.dumps({{"rows": rows, **{{name: result.facts[name] for name in {facts}}}}}), flush=True)
 """
-
-
-def outputs(script: str) -> list[str]:
-    """What two processes print. Fails where one of them does."""
-    printed = []
-    for process in start_together(script):
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-3000:]
-        printed.append(out)
-    return printed
 
 
 def by_two(config: EvalConfig, *facts: str) -> list[dict[str, Any]]:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from slurm.cluster import free_ports
 
 from jepa.distributed import DistributedError, Run, choose_device
 from jepa.precision import choose_precision
 
 ROOT = Path(__file__).parent.parent
+PATIENCE_S = 900.0  # for what takes seconds on an idle machine
 WORKER = """
 import torch
 from jepa.distributed import Run
@@ -38,12 +40,25 @@ with Run.start("cpu") as run:
 """
 
 
-def start_together(script: str, processes: int = 2) -> list[subprocess.Popen[str]]:
-    """The processes that torchrun would start, with its variables, without its own slow start."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
+def outputs(script: str, processes: int = 2) -> list[str]:
+    """What each prints of the processes that torchrun would start, without its own slow start.
+
+    Fails where one of them does, and leaves none behind.
+    """
+    started, printed = _start(script, processes), []
+    try:
+        for process in started:
+            out, errors = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 0, errors[-4000:]
+            printed.append(out)
+    finally:
+        for process in started:
+            process.kill()
+    return printed
+
+
+def _start(script: str, processes: int) -> list[subprocess.Popen[str]]:
+    started, (port,) = [], free_ports(1)
     for rank in range(processes):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
         environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in own.items()}}
@@ -54,9 +69,7 @@ def start_together(script: str, processes: int = 2) -> list[subprocess.Popen[str
 
 
 def test_two_processes_reduce_vote_and_fail_together() -> None:
-    for rank, process in enumerate(start_together(WORKER)):
-        printed, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors[-2000:]
+    for rank, printed in enumerate(outputs(WORKER)):
         line = f"rank {rank} [0.5, 4.0] nan [0.5, 0.5] [False, False, True, False] [0, 1] yes"
         assert line in printed
 
@@ -101,9 +114,7 @@ def test_a_process_group_that_cannot_form_is_an_error(monkeypatch: pytest.Monkey
 
 
 def test_ranks_that_never_came_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     settings = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,36 +78,60 @@ def test_patches_and_tubelets_are_found_behind_any_grid() -> None:
         assert (patch_size(build(kind)), tubelet_size(build(kind))) == (16, 2)
 
 
-def works(count: int, decode_s: float) -> Iterator[Work]:
+def works(count: int) -> Iterator[Work]:
     for number in range(count):
-        time.sleep(decode_s)
         clip = torch.zeros(1, 3, 4, 32, 32, dtype=torch.uint8)
         yield Work(Batch(clip=clip), [Origin(number, 0, 0.0, 0.4, 0, 2)], [])
 
 
-class Slow(Encoder):
-    def forward(self, clip: Tensor, context_ids: Tensor | None = None, layers: Any = None) -> Any:
-        time.sleep(0.03)
-        return super().forward(clip, context_ids, layers)
+def encodes(act: Callable[[], object]) -> Forward:
+    """Encodes on the CPU; ``act`` is called while it computes."""
+    model = build()
+    model.register_forward_pre_hook(lambda *_: (act(), None)[1])
+    return Forward(model, Run(CPU, "fp32"), CLIP, None, "mean", None, False)
 
 
-def test_decoding_and_computing_overlap_and_waiting_is_measured() -> None:
-    shares, seconds = [], []
-    for decode_s in (0.02, 0.09):
-        forward = Forward(build(Slow), Run(CPU, "fp32"), CLIP, None, "mean", None, False)
-        started = time.monotonic()
-        rows = [encoded.rows for encoded in forward(in_background(works(12, decode_s), depth=2))]
-        seconds.append(time.monotonic() - started)
-        shares.append(forward.meter.wait_share)
-        assert len(rows) == forward.meter.clips == 12
-    assert seconds[0] < 12 * 0.05  # one after the other it would be 0.6 s and more
-    assert shares[0] < 0.3
-    assert shares[1] > 0.4
+def test_decoding_and_computing_overlap() -> None:
+    """A batch is computed only when the one after it has been decoded: one after the other that would never be."""
+    ready = threading.Semaphore(0)
+
+    def decoded() -> Iterator[Work]:
+        for number, work in enumerate(works(12)):
+            if number:
+                ready.release()
+            yield work
+        ready.release()
+
+    def wait() -> None:
+        assert ready.acquire(timeout=60)
+
+    forward = encodes(wait)
+    rows = [encoded.rows for encoded in forward(in_background(decoded(), depth=2))]
+    assert len(rows) == forward.meter.clips == 12
+
+
+@pytest.mark.parametrize(("decode_s", "share"), [(0.0, 0.0), (1.0, 11 / 47), (9.0, 99 / 135)])
+def test_waiting_for_data_is_measured(monkeypatch: pytest.MonkeyPatch, decode_s: float, share: float) -> None:
+    """12 batches of 3 s: from the first one on, 11 times is waited."""
+    clock = [100.0]
+    monkeypatch.setattr("jepa.forward.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def pass_by(seconds: float) -> None:
+        clock[0] += seconds
+
+    def decoded() -> Iterator[Work]:
+        for work in works(12):
+            pass_by(decode_s)
+            yield work
+
+    forward = encodes(lambda: pass_by(3.0))
+    assert len(list(forward(decoded()))) == 12
+    assert forward.meter.wait_share == pytest.approx(share)
 
 
 def test_an_error_of_the_thread_is_raised_where_its_items_are_used() -> None:
     def broken() -> Iterator[Work]:
-        yield from works(2, 0)
+        yield from works(2)
         raise ValueError("frame 7 is bad")
 
     items = in_background(broken(), depth=2)

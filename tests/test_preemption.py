@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from slurm.cluster import free_ports
 from support import tiny_settings
 
 from jepa import train
@@ -269,17 +269,18 @@ except ValueError as error:
 
 def test_a_signal_on_one_process_stops_all_and_a_vanished_process_is_named(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = [str(free.getsockname()[1]) for free in (first, second)]
+    ports = [str(port) for port in free_ports(2)]
     pipe, started = subprocess.PIPE, []
     for rank in ("0", "1"):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         environment = {**os.environ, **own, "MASTER_PORT": ports[0], "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", TWO, json.dumps(settings), ports[1]]
         started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=tmp_path))
-    (printed, errors), (printed_1, errors_1) = (process.communicate(timeout=600) for process in started)
+    try:
+        (printed, errors), (printed_1, errors_1) = (process.communicate(timeout=600) for process in started)
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 9], errors + errors_1
     lines = printed.splitlines()
     assert lines[0] == printed_1.splitlines()[0] == f"stopped 4 SIGUSR1 {128 + signal.SIGUSR1}", errors

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_distributed import ROOT, start_together
+from slurm.cluster import free_ports
+from test_distributed import ROOT, outputs
 from together import REGULARIZERS, copy_at, terms, train
 
 import jepa
@@ -42,21 +43,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> list[dict[str, Any]]:
     """What each of the four processes saw; the runs are in ``folder``."""
-    with socket.socket() as first, socket.socket() as second:
-        first.bind(("127.0.0.1", 0))
-        second.bind(("127.0.0.1", 0))
-        ports = [first.getsockname()[1], second.getsockname()[1]]
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); from pathlib import Path; "
-        f"import torch, together; torch.set_num_threads(1); together.main(Path({str(folder)!r}), {ports})"
+        f"import torch, together; torch.set_num_threads(1); together.main(Path({str(folder)!r}), {free_ports(2)})"
     )
-    started = start_together(script, 4)
-    results = []
-    for process in started:
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-4000:]
-        results.append(json.loads(out.partition("result ")[2].splitlines()[0]))
-    return results
+    return [json.loads(out.partition("result ")[2].splitlines()[0]) for out in outputs(script, 4)]
 
 
 def logged(run_dir: Path, key: str) -> dict[int, dict[str, float]]:

@@ -208,12 +208,19 @@ def processes_with(variable: str, value: str) -> set[int]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on, all different."""
+    """Ports of this machine that nobody listens on, all different.
+
+    They lie below those that the system gives out by itself (on Linux from 32768): one of these could go to any other
+    process before it is used, while tests beside this one open connections.
+    """
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in held:
-            each.bind(("", 0))
-        return [each.getsockname()[1] for each in held]
+        ports: list[int] = []
+        while len(ports) < count:
+            port, held = 10_000 + secrets.randbelow(20_000), stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # somebody has it: draw again
+                held.bind(("", port))
+                ports.append(port)
+        return ports
 
 
 def _prctl(option: int, value: int) -> None:

@@ -1,4 +1,4 @@
-"""One SLURM cluster for all tests of this folder; they skip, with the reason, where it cannot run."""
+"""A SLURM cluster for the tests of each module of this folder; they skip, with the reason, where it cannot run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 FOLDER = Path(__file__).parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # with workers, one of them runs other tests after these
 def running_cluster() -> Iterator[dict[str, str]]:
     """The variables of a running cluster. It runs in a process of its own, which stops it when its input closes: so
     also when this process is killed."""
@@ -41,16 +41,3 @@ def cluster(running_cluster: dict[str, str]) -> Iterator[dict[str, str]]:
         for name, value in {**running_cluster, "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
         yield running_cluster
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say whether these tests ran: a cluster that is not there must not go unnoticed."""
-    here = f"{FOLDER.parent.name}/{FOLDER.name}/"
-    counts, reasons = [], set()
-    for kind in ("passed", "failed", "error", "skipped"):
-        reports = [r for r in terminalreporter.stats.get(kind, []) if getattr(r, "nodeid", "").startswith(here)]
-        if reports:
-            counts.append(f"{len(reports)} {kind}")
-        reasons |= {report.longrepr[2].removeprefix("Skipped: ") for report in reports if kind == "skipped"}
-    if counts:
-        terminalreporter.write_line("; ".join([f"SLURM tests: {', '.join(counts)}", *sorted(reasons)]))

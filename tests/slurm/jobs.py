@@ -67,7 +67,7 @@ def step_of(run_dir: Path) -> int:
     return max((record["step"] for record in read_metrics(run_dir)), default=0)
 
 
-def wait(ready: Callable[[], bool], what: str, *run_dirs: Path, every_s: float = 0.3, timeout_s: float = 240) -> None:
+def wait(ready: Callable[[], bool], what: str, *run_dirs: Path, every_s: float = 0.3, timeout_s: float = 480) -> None:
     """Poll; where it does not come, fail with what the jobs wrote."""
     end = time.monotonic() + timeout_s
     while not ready():

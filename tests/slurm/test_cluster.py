@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ exit 3
 def test_it_runs_a_command_and_leaves_neither_processes_nor_files() -> None:
     """A running job of two nodes and a process that left its session end with the cluster."""
     command = [sys.executable, str(SCRIPT), "--", "bash", "-c", LEAVES]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 3, ended.stderr
     exports, states = ended.stdout.splitlines()[:2], ended.stdout.splitlines()[2:]
     conf = Path(next(line for line in exports if "SLURM_CONF" in line).partition("=")[2])
@@ -46,4 +47,8 @@ def test_without_its_programs_it_says_what_to_install(
 
 
 def test_free_ports_differ() -> None:
-    assert len(set(free_ports(5))) == 5
+    ports = free_ports(5)
+    assert len(set(ports)) == 5
+    assert all(10_000 <= port < 30_000 for port in ports)
+    with socket.socket() as taken:
+        taken.bind(("", ports[0]))  # nobody has it

@@ -105,7 +105,7 @@ def test_one_failing_rank_ends_the_job_at_once_with_its_message(
     wait_for_end(run_dir, "FAILED")
     error, *_ = sorted(launch_folder(run_dir).glob("errors/*.txt"), key=lambda path: path.stat().st_mtime)
     ended = datetime.datetime.fromisoformat(fact(run_dir, "EndTime")).timestamp()
-    assert ended - error.stat().st_mtime < 15, written(run_dir)
+    assert ended - error.stat().st_mtime < 60, written(run_dir)  # it would wait for 600 s
     rank = error.stem[-1]
     assert rank in "01"
     assert processes_with("SLURM_JOB_ID", job_of(run_dir)) == set()

@@ -18,6 +18,7 @@ import torch
 from made_game import ToyDecoder, request, served, toy_game
 from PIL import Image
 from planning.toy import SIDE
+from slurm.cluster import free_ports
 
 from app.playing import server as module
 from app.playing.page import play_page
@@ -185,9 +186,7 @@ def test_addresses_that_cannot_be_listened_on() -> None:
 def test_a_world_that_cannot_begin_leaves_no_port_open() -> None:
     game = toy_game()
     game.model.state_dim = 9  # type: ignore[misc]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with pytest.raises(PlayError, match="the model's 9"):
         PlayServer(game, "", 0, port=port)
     with pytest.raises(ConnectionRefusedError):
