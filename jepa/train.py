@@ -178,10 +178,15 @@ def fit(config: TrainConfig, probing: OpenObserver | None = None, *, profile: bo
         saved = saved or save(session, step)
         if stopping and step < loop.steps:
             raise stopped_by(run.gather(stop.reason), step, saved, loop.steps)
-        logger.info("done: step %d after %s; checkpoint %s; curves: tensorboard --logdir %s; next: %s",
-                    step, duration(time.perf_counter() - began), saved, config.run_dir,
-                    session.objective.follow_up.format(run=config.run_dir))  # fmt: skip
+        say_done(session, step, time.perf_counter() - began, saved)
     return saved
+
+
+def say_done(session: Session, step: int, seconds: float, saved: Path) -> None:
+    """The last line of a finished run."""
+    folder = session.config.run_dir
+    logger.info("done: step %d after %s; checkpoint %s; curves: tensorboard --logdir %s; next: %s", step,
+                duration(seconds), saved, folder, session.objective.follow_up.format(run=folder))  # fmt: skip
 
 
 def claim(config: TrainConfig) -> TrainConfig:
