@@ -71,7 +71,7 @@ def test_a_residual_model_adds_what_the_predictor_says() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (frames, _, _) = build(), trajectory()
     whole = model.encode(frames)
-    monkeypatch.setattr("jepa.models.world_model._PIXELS_AT_ONCE", 3 * 64 * 64)
+    monkeypatch.setattr("jepa.models.latent_head._PIXELS_AT_ONCE", 3 * 64 * 64)
     torch.testing.assert_close(model.encode(frames), whole)
 
 
