@@ -142,8 +142,8 @@ def test_private_memory_stays_small_beside_the_features(tmp_path: Path) -> None:
         whole[first : first + 100] = part
     whole.flush()
     del whole
-    # 55 to 140 MB were seen, as the allocator keeps more or less of what it had; the second case is loaded (125 MB more),
-    # so that the measure is seen to measure
+    # 55 to 140 MB were seen, as the allocator keeps more or less of what it had; the second case is loaded (125 MB
+    # more), so that the measure is seen to measure
     for most, clips, low, high in (("1e8", 2400, 0, 200), ("1e9", 1000, 120, 325)):
         command = [sys.executable, "-c", _MEMORY, str(tmp_path / "x.npy"), most, str(clips)]
         told = subprocess.run(command, capture_output=True, text=True, check=True)
