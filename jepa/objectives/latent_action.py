@@ -114,7 +114,7 @@ class LatentActionObjective(WorldModelObjective):
                 flops += rows * length * _causal_flops(block, 1, frames)
         embed = linear_flops(self.inverse.change, rows * frames * self.inverse.num_tokens)
         embed *= 1 if self.inverse.embed is None else 2
-        steps = len(batch.clip) * (batch.clip.shape[2] - 1 + self.rolls_out * self.config.rollout_steps)
+        steps = len(batch.clip) * (batch.clip.shape[2] - 1 + self.config.rolls_out * self.config.rollout_steps)
         asked = linear_flops(self.predictor.action_encoder, steps)  # the gradient that inferred actions get
         learned = TRAINED - 1 if self.frozen else TRAINED
         return Work(rest.flops + asked + learned * embed + TRAINED * flops, rest.tokens)

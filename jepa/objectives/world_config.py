@@ -115,3 +115,8 @@ class WorldModelConfig:
         return WorldConfig(
             latent=self.latent, state_update=self.state_update, window=self.window, residual=self.residual
         )
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether there is a rollout loss."""
+        return self.rollout_weight > 0 and self.rollout_steps > 0

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.config import ConfigError
-from jepa.models.action_predictor import ActionPredictor
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import TRAINED, Work, linear_flops
@@ -27,6 +26,7 @@ from jepa.models.linear import Linear
 from jepa.models.world_model import Scaling, WorldModel
 from jepa.objectives.base import Objective
 from jepa.objectives.ema import update_ema
+from jepa.objectives.prediction import fresh_predictor, latent_error, prediction_loss
 from jepa.objectives.regularizers import regularize
 from jepa.objectives.world_config import WorldModelConfig
 from jepa.objectives.world_flops import frame_flops, head_flops, steps_flops
@@ -55,9 +55,7 @@ class WorldModelObjective(Objective):
         self.frozen = config.frozen is not None
         self.encoder = build_encoder(config, encoder, clip)  # type: ignore[assignment]
         self.head = head_for(config.latent, self.encoder, clip)
-        self.predictor = ActionPredictor(config.predictor, self.head.dim, self.head.grid, config.rope)
-        if config.residual:
-            nn.init.zeros_(self.predictor.predictor_proj.weight)  # its bias is 0 already
+        self.predictor = fresh_predictor(config.predictor, self.head, config.rope, config.residual)
         self.scaling = Scaling(self.predictor.action_dim, self.predictor.state_dim)
         self.action_reader = None
         if config.inverse_weight > 0:
@@ -111,14 +109,7 @@ class WorldModelObjective(Objective):
 
     def prediction_loss(self, latents: Tensor, targets: Tensor, actions: Tensor, states: Tensor | None) -> Loss:
         """The weighted errors of teacher forcing and, where there is one, of the rollout."""
-        config, last = self.config, actions.shape[1]
-        before = None if states is None else states[:, :last]
-        error = self.error(self.learner.teacher_forced(latents[:, :last], actions, before), targets)
-        total, terms = config.teacher_weight * error, {"prediction": error.detach()}
-        if self.rolls_out:
-            error = self.error(*self.rollout(latents, targets, actions, states))
-            total, terms["rollout"] = total + config.rollout_weight * error, error.detach()
-        return Loss(total, terms)
+        return prediction_loss(self.learner, self.config, latents, targets, actions, states)
 
     def regularized(self, loss: Loss, latents: Tensor, progress: float) -> Loss:
         """``loss`` with what shapes the latents of an encoder that is trained along: they change little from frame to
@@ -159,26 +150,9 @@ class WorldModelObjective(Objective):
         needed = needed or self.config.similarity_weight > 0
         return frames if needed else frames - 1
 
-    def rollout(
-        self, latents: Tensor, targets: Tensor, actions: Tensor, states: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Predictions ``[B, R, n, D]`` of ``rollout_steps`` steps from the first frames, each from the ones before it,
-        with true states; and their targets."""
-        first, steps = self.config.rollout_context - 1, self.config.rollout_steps
-        past = None if states is None else states[:, : first + 1]
-        memory = self.learner.begin(latents[:, : first + 1], actions[:, :first], past)
-        predictions = []
-        for step in range(first, first + steps):
-            predicted, memory = self.learner.step(memory, actions[:, step])
-            if states is not None:
-                memory = memory._replace(state=states[:, step + 1].float())
-            predictions.append(predicted)
-        return torch.stack(predictions, dim=1), targets[:, first : first + steps]
-
     def error(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Mean error over everything, in fp32; a scalar."""
-        measure = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[self.config.loss]
-        return measure(predictions.float(), targets.float())
+        return latent_error(self.config.loss, predictions, targets)
 
     def work(self, batch: Batch) -> Work:
         """Encoders, projection, predictor and action reader; regularizers are left out."""
@@ -200,7 +174,7 @@ class WorldModelObjective(Objective):
         """Of one clip: teacher forcing and rollout."""
         predictor, window = self.predictor, self.config.window
         flops = steps_flops(predictor, steps, tokens, window=window, input_grad=joint)
-        if not self.rolls_out:
+        if not self.config.rolls_out:
             return flops
         first = self.config.rollout_context - 1
         if first:
@@ -212,11 +186,6 @@ class WorldModelObjective(Objective):
                 predictor, 1, tokens, earlier=first + step, window=window, input_grad=joint or step > 0,
             )  # fmt: skip
         return flops
-
-    @property
-    def rolls_out(self) -> bool:
-        """Whether there is a rollout loss."""
-        return self.config.rollout_weight > 0 and self.config.rollout_steps > 0
 
     def after_step(self, progress: float) -> None:
         """Move the target encoder, where there is one, towards the encoder."""
