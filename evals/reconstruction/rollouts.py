@@ -1,7 +1,8 @@
 """World models in the task ``reconstruction``: decoded frames, and decoded rollouts step by step.
 
 A decoder is fitted to the latents of single frames of training episodes. Of windows of test episodes the first frames
-are given; what the model imagines under the recorded actions is decoded and compared with what was recorded.
+are given; what the model imagines under the recorded actions is decoded and compared with what was recorded. Beside it
+stands what the same architecture imagines with a random encoder, whose predictor is trained here.
 
 Shape legend: F frames, W windows, h steps ahead, C channels, H/W pixels, n latents of a frame, D width, A actions,
 S states, K things that are tracked.
@@ -10,9 +11,10 @@ S states, K things that are tracked.
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +22,12 @@ from torch import Tensor
 
 from evals import pixel_metrics as pm
 from evals.features.representations import encoder_hash
-from evals.features.rows import Rows
 from evals.outcome import versions
 from evals.pages import reconstruction_page
-from evals.pages.drawing import to_frames
 from evals.pages.reconstruction_page import Pictures
 from evals.pairwise import bootstrap_interval
 from evals.reconstruction.predicting import training_mean
-from evals.reconstruction.probe import Latents, build_decoder, decode, fit_decoder
+from evals.reconstruction.probe import build_decoder, decode, fit_decoder
 from evals.reconstruction.rows import (
     GUESS,
     PREDICTED,
@@ -39,12 +39,23 @@ from evals.reconstruction.rows import (
     table,
 )
 from evals.reconstruction.shown import Shown, normalise
+from evals.reconstruction.worlds import (
+    FRAMES,
+    Scale,
+    Training,
+    Windows,
+    cut,
+    fit_predictor,
+    open_seers,
+    read_training,
+    recipe_of,
+)
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import TRAINED, Subject, facts, run_state
 from evals.task_configs import ReconstructionTask
 from evals.tracking import colour_places, near
-from evals.world_models.collecting import choose_horizons, starts_of
-from evals.world_models.opening import Recorded, Seer, lengths_of, open_model, open_parts, state_names, watch
+from evals.world_models.collecting import choose_horizons
+from evals.world_models.opening import Seer, lengths_of, open_parts, state_names
 from jepa.config import ConfigError
 from jepa.data.batches import Failure
 from jepa.distributed import Run
@@ -53,8 +64,8 @@ from jepa.envs.rooms_draw import draw_looks
 from jepa.models.pixel_decoder import PixelDecoder
 from jepa.objectives.horizons import predict_horizons
 
+log = logging.getLogger("jepa")
 KINDS = ("world_model", "controller", "policy", "latent_action")  # objectives; the last is refused with a reason
-FRAMES = 4  # frames that a decoder is fitted on, for each of reconstruction.train_clips
 STEPS = 8  # horizons that nobody asked for reach so far
 TRUSTED = 0.9  # share of the true frames in which a tracker must be right before it judges others
 
@@ -65,103 +76,72 @@ def is_world_model(model: str) -> bool:
     return state is not None and state["config"]["objective"].get("kind") in KINDS
 
 
-class Windows(NamedTuple):
-    """Parts of test episodes: ``pixels`` uint8 ``[W, T, H, W, 3]``, ``latents`` ``[W, T, n, D]``, ``actions`` ``[W,
-    T-1, A]``, ``states`` ``[W, T, S]`` (None: there are none), and the ``episodes`` ``[W]`` that they are from."""
-
-    pixels: Tensor
-    latents: Tensor
-    actions: Tensor
-    states: Tensor | None
-    episodes: list[int]
-
-
 def dream(config: EvalConfig) -> TaskResult:
-    """Decoded rollouts of the world model ``config.run``; horizons, context, windows and episodes are those of
-    ``config.world_model``. Raises ``ValueError`` as the task world_model does, and for settings of whole clips."""
+    """Decoded rollouts of the world model ``config.run``, and of its architecture with fresh weights where the
+    baselines name that; horizons, context, windows and episodes are those of ``config.world_model``. Raises
+    ``ValueError`` as the task world_model does, and for settings of whole clips."""
     if config.against or config.sweep_layers or config.layers is not None or config.reconstruction.pools:
         raise ConfigError("of a world model only its own latents are decoded: leave against, layers and pools out")
     began, task, own = time.perf_counter(), config.reconstruction, config.world_model
     with Run.start(config.device, config.precision) as run:
-        seer, failures = open_model(config.run, run, own.context), list[Failure]()
-        world = seer.world
-        parts, before = open_parts(config, world.clip), encoder_hash(world.encoder)
-        lengths = lengths_of(parts.test, world.clip)
-        horizons = choose_horizons(own.horizons, lengths, seer.context)
+        seers, failures, recipe = open_seers(config, run), list[Failure](), recipe_of(config.run)
+        seer = seers[TRAINED]
+        hashes = {name: encoder_hash(one.world.encoder) for name, one in seers.items()}
+        parts = open_parts(config, seer.world.clip)
+        horizons = choose_horizons(own.horizons, lengths_of(parts.test, seer.world.clip), seer.context)
         if not own.horizons:
             horizons = list(range(1, min(STEPS, max(horizons)) + 1))
-        shown, latents = frames_of(parts.fit, seer, FRAMES * task.train_clips, failures)
-        windows = cut(parts.test, seer, seer.context + max(horizons), own.windows, failures)
+        most = FRAMES * task.train_clips
+        training = read_training(parts.fit, seers, most, recipe.frames, task.seed, failures)
+        windows = cut(parts.test, seers, seer.context + max(horizons), own.windows, failures)
         seconds, began = {"frames": time.perf_counter() - began}, time.perf_counter()
-        decoder = build_decoder(task, world.encoder, latents, shown)
-        fit_decoder(decoder, latents, shown, task, run)
-        seconds["decoder"], began = time.perf_counter() - began, time.perf_counter()
-        assert encoder_hash(world.encoder) == before, "the encoder changed"
-        names = [] if windows.states is None else state_names(parts.test, windows.states.shape[-1])
-        judge = Watcher(windows, names, seer, horizons, config.random_seed)
-        sides = rolled(decoder, windows, seer, horizons, task, training_mean(shown))
-        rows = [judge.row(what, name, made, decoder) for (what, name), made in sides.items()]
-        seconds["rollouts"] = time.perf_counter() - began
+        names = [] if windows[TRAINED].states is None else state_names(parts.test, windows[TRAINED].states.shape[-1])
+        judge = Watcher(windows[TRAINED], names, seer, horizons, config.random_seed)
+        sides, decoders = dict[tuple[str, str], Tensor](), dict[str, PixelDecoder]()
+        for name, one in seers.items():
+            if name != TRAINED:
+                fit_predictor(one, training.stretches[name], recipe, task)
+            decoders[name], found = look(one, training, name, windows[name], horizons, task)
+            sides |= {(what, name): made for what, made in found.items()}
+            seconds[name], began = time.perf_counter() - began, time.perf_counter()
+        sides |= guesses(windows[TRAINED], seer.context, len(horizons), training_mean(training.shown))
+        rows = [judge.row(what, name, made, decoders.get(name)) for (what, name), made in sides.items()]
+        seconds["scores"] = time.perf_counter() - began
+    for name, one in seers.items():
+        assert encoder_hash(one.world.encoder) == hashes[name], f"the encoder of {name} changed"
     pictures = Pictures(task.pictures)
     for (what, name), made in {("", "truth"): judge.truth, **sides}.items():
         pictures.add(ROLLOUT, f"{what} {name}".strip(), made)
-    about = facts(Subject(TRAINED, config.run, world.encoder), before)
+    about = facts(Subject(TRAINED, config.run, seer.world.encoder), hashes[TRAINED])
     notes = [f"{len(failures)} episodes cannot be read and are left out."] if failures else []
     floor = set_distances(judge.real, judge.real)
     result = {
         **about, "models": {TRAINED: about}, "device": str(run.device), "precision": run.precision, "floor": floor,
-        "train_clips": len(shown), "versions": versions(), "horizons": horizons, "tracked": judge.tracked,
+        "train_clips": len(training.shown), "versions": versions(), "horizons": horizons, "tracked": judge.tracked,
         "unreadable": {failure.path: failure.reason for failure in failures},
     }  # fmt: skip
     report = functools.partial(reconstruction_page.draw, pictures=pictures)
     return TaskResult(rows, seconds, result, table(rows, floor), {}, "\n\n".join(notes), report)
 
 
-def frames_of(recorded: Sequence[Recorded], seer: Seer, most: int, failures: list[Failure]) -> tuple[Shown, Latents]:
-    """At most so many frames of the episodes, evenly, each as a clip of its own, and their latents."""
-    pixels, latents, each = list[Tensor](), list[Tensor](), max(1, most // max(1, len(recorded)))
-    for episode in watch(recorded, seer, failures):
-        count = episode.frames.shape[2]
-        rows = torch.from_numpy(np.unique(np.linspace(0, count - 1, min(each, count)).round().astype(np.int64)))
-        pixels.append(torch.from_numpy(to_frames(episode.frames, seer.world.clip))[0][rows])
-        latents.append(seer.encode(episode.frames)[0].cpu()[rows])
-    if not pixels:
-        raise ConfigError(f"none of {len(recorded)} training episodes can be read; the first: {failures[0].reason}")
-    found = torch.cat(pixels)[:, None]
-    shown = Shown(found, torch.arange(len(found)), [""] * len(found), seer.world.clip, {})
-    return shown, latents_of_frames(torch.cat(latents), seer)
-
-
-def latents_of_frames(latents: Tensor, seer: Seer) -> Latents:
-    """``[F, n, D]`` as a decoder takes them: as the world model has them."""
-    return Latents((Rows.of(latents.cpu()),), seer.world.grid._replace(t=1), norm=False)
-
-
-def cut(recorded: Sequence[Recorded], seer: Seer, length: int, count: int, failures: list[Failure]) -> Windows:
-    """Up to ``count`` windows of ``length`` frames evenly over every episode that is long enough. Raises
-    ``ConfigError`` when none is."""
-    found: list[tuple[Tensor, Tensor, Tensor, Tensor | None, int]] = []
-    for number, episode in enumerate(watch(recorded, seer, failures)):
-        latents = seer.encode(episode.frames)[0].cpu()
-        pixels = torch.from_numpy(to_frames(episode.frames, seer.world.clip))[0]
-        for start in starts_of(len(latents) - length, count):
-            part = slice(start, start + length)
-            states = None if episode.states is None else episode.states[part].cpu()
-            actions = episode.actions[start : start + length - 1].cpu()
-            found.append((pixels[part], latents[part], actions, states, number))
-    if not found:
-        raise ConfigError(f"no test episode of {length} frames can be read: lower world_model.horizons")
-    pixels, latents, actions = (torch.stack([window[k] for window in found]) for k in (0, 1, 2))  # type: ignore[misc]
-    known = [window[3] for window in found if window[3] is not None]
-    states = torch.stack(known) if len(known) == len(found) else None
-    return Windows(pixels, latents, actions, states, [window[4] for window in found])
+def look(
+    seer: Seer, training: Training, name: str, windows: Windows, horizons: Sequence[int], task: ReconstructionTask
+) -> tuple[PixelDecoder, dict[str, Tensor]]:
+    """A decoder of the latents of the model ``name``, and what it makes of true and of imagined ones."""
+    scale = Scale.of(training.latents[name])
+    latents = scale.latents(training.latents[name], seer)
+    decoder = build_decoder(task, seer.world.encoder, latents, training.shown)
+    fit_decoder(decoder, latents, training.shown, task, seer.run)
+    found = rolled(decoder, windows, seer, scale, horizons, task)
+    log.info("%s: rollouts of %d windows decoded", name, len(windows.pixels))
+    return decoder, found
 
 
 def rolled(
-    decoder: PixelDecoder, windows: Windows, seer: Seer, horizons: Sequence[int], task: ReconstructionTask, mean: Tensor
-) -> dict[tuple[str, str], Tensor]:
-    """What stands at every horizon, uint8 ``[W, h, H, W, 3]``, by what it is and its name: decoded latents of the true
-    frames and predicted ones, the last given frame, and the ``mean`` ``[C, H, W]`` of the training frames."""
+    decoder: PixelDecoder, windows: Windows, seer: Seer, scale: Scale, horizons: Sequence[int],
+    task: ReconstructionTask,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Decoded latents of every horizon, uint8 ``[W, h, H, W, 3]``: "target", of the true frames, and "predicted"."""
     device, context, world = seer.run.device, seer.context, seer.world
     found: dict[str, list[Tensor]] = {TARGET: [], PREDICTED: []}
     for rows in torch.arange(len(windows.pixels)).split(task.batch_size):
@@ -171,18 +151,24 @@ def rolled(
             ahead = predict_horizons(world, latents, actions, states, context, horizons)
         for name, side in ((TARGET, "truth"), (PREDICTED, "predicted")):
             found[name].append(torch.stack([getattr(ahead[h], side).float().cpu() for h in horizons], dim=1))
-    sides: dict[tuple[str, str], Tensor] = {}
-    size = (len(windows.pixels), len(horizons))
+    sides: dict[str, Tensor] = {}
     for what, parts in found.items():
         flat = torch.cat(parts).flatten(0, 1)
         like = windows.pixels[:1, :1].expand(len(flat), -1, -1, -1, -1)  # only counted and measured
         shown = Shown(like, torch.arange(len(flat)), [""] * len(flat), world.clip, {})
-        made = decode(decoder, latents_of_frames(flat, seer), shown, task, seer.run)
-        sides[what, TRAINED] = made[:, 0].unflatten(0, size)
-    still = (mean.movedim(0, -1) * 255).round().byte()
-    sides[GUESS, "training mean"] = still.expand(*size, -1, -1, -1)
-    sides[GUESS, "copy last"] = windows.pixels[:, context - 1 : context].expand(-1, len(horizons), -1, -1, -1)
+        made = decode(decoder, scale.latents(flat, seer), shown, task, seer.run)
+        sides[what] = made[:, 0].unflatten(0, (len(windows.pixels), len(horizons)))
     return sides
+
+
+def guesses(windows: Windows, context: int, horizons: int, mean: Tensor) -> dict[tuple[str, str], Tensor]:
+    """What stands at every horizon if nothing is learned, uint8 ``[W, h, H, W, 3]``: the ``mean`` ``[C, H, W]`` of the
+    training frames, and the last given frame."""
+    still = (mean.movedim(0, -1) * 255).round().byte()
+    return {
+        (GUESS, "training mean"): still.expand(len(windows.pixels), horizons, -1, -1, -1),
+        (GUESS, "copy last"): windows.pixels[:, context - 1 : context].expand(-1, horizons, -1, -1, -1),
+    }
 
 
 class Watcher:
@@ -212,8 +198,9 @@ class Watcher:
         if float(right.double().mean()) >= TRUSTED:
             self.places, self.tracked = places, wanted
 
-    def row(self, what: str, model: str, made: Tensor, decoder: PixelDecoder) -> ReconstructionRow:
-        """Scores of ``made``, uint8 ``[W, h, H, W, 3]``. Intervals are over episodes."""
+    def row(self, what: str, model: str, made: Tensor, decoder: PixelDecoder | None) -> ReconstructionRow:
+        """Scores of ``made``, uint8 ``[W, h, H, W, 3]``, by ``decoder`` (None: nothing is decoded). Intervals are over
+        episodes."""
         found = self._gather(_values, made)
         by_step = found["psnr"]  # [W, h]
         low, high = bootstrap_interval(by_step.mean(dim=1).numpy(), [str(e) for e in self.windows.episodes],
@@ -226,15 +213,14 @@ class Watcher:
             for k, h in enumerate(self.horizons)
         ]  # fmt: skip
         middle = None if apart is None else float((apart / self.patch).nan_to_num(torch.inf).median())
-        decoded = what != GUESS
         return ReconstructionRow(
-            places=ROLLOUT, what=what, model=model, layer=None, tokens=self.latents.shape[2] if decoded else None,
+            places=ROLLOUT, what=what, model=model, layer=None, tokens=self.latents.shape[2] if decoder else None,
             psnr=float(by_step.mean()), low=low, high=high, moving=float(known.mean()) if len(known) else None,
             ssim=float(found["ssim"].mean()) if "ssim" in found else None, feature=float(found["feature"].mean()),
             **set_distances(self.real, found["features"]),
             near=None if close is None else float(close.double().mean()),
             apart=None if middle is None or middle == torch.inf else middle, frames=frames,
-            parameters=sum(p.numel() for p in decoder.parameters()) if decoded else None, clips=len(made),
+            parameters=sum(p.numel() for p in decoder.parameters()) if decoder else None, clips=len(made),
         )  # fmt: skip
 
     def _gather(self, values: Callable[[Tensor], Tensor], made: Tensor) -> dict[str, Tensor]:

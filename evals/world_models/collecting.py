@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evals.features.representations import random_twin
 from evals.world_models.opening import Recorded, Seer, Watched, watch
+from evals.world_models.untrained import untrained_latents
 from jepa.config import ConfigError
 from jepa.data.batches import Failure
-from jepa.models.latent_head import encode_frames, head_for
+from jepa.models.latent_head import encode_frames
 from jepa.models.world_model import WorldModel
 from jepa.objectives.horizons import predict_horizons
 from jepa.types import TokenGrid
@@ -55,11 +55,7 @@ def readers(world: WorldModel, baselines: Sequence[str], seed: int) -> dict[str,
     each frame averaged to at most 16 x 16 ("pixels")."""
     found: dict[str, Reader] = {"trained": lambda _, latents: fold(latents[0], world.grid)}
     if "random" in baselines:
-        device = next(world.parameters()).device
-        encoder = random_twin(world.encoder, seed).to(device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            head = head_for(world.head.config, encoder, world.clip).to(device)
+        encoder, head = untrained_latents(world, seed)
         found["random"] = lambda frames, _: fold(encode_frames(encoder, frames, head)[0], world.grid)
     if "pixels" in baselines:
         found["pixels"] = lambda frames, _: shrunk(frames[0])

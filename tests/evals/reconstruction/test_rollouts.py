@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from support import error_of
 
 from evals.main import evaluate
 from evals.reconstruction.probe import build_decoder
-from evals.reconstruction.rollouts import Watcher, Windows, is_world_model, latents_of_frames
+from evals.reconstruction.rollouts import Watcher, Windows, is_world_model
 from evals.reconstruction.shown import Shown
+from evals.reconstruction.worlds import Scale
 from evals.settings import EvalConfig
 from evals.task_configs import ReconstructionTask, WorldModelTask
 from evals.world_models.opening import Seer, open_model
@@ -47,6 +49,7 @@ def test_the_task_on_a_world_model(folder: Path, tmp_path: Path) -> None:
     rows = results["rows"]
     assert [(row["places"], row["what"], row["model"], row["tokens"], row["clips"]) for row in rows] == [
         ("rollout", "target", "trained", 4, 4), ("rollout", "predicted", "trained", 4, 4),
+        ("rollout", "target", "random", 4, 4), ("rollout", "predicted", "random", 4, 4),
         ("rollout", "guess", "training mean", None, 4), ("rollout", "guess", "copy last", None, 4),
     ]  # fmt: skip
     for row in rows:
@@ -54,16 +57,23 @@ def test_the_task_on_a_world_model(folder: Path, tmp_path: Path) -> None:
         assert np.mean([frame["psnr"] for frame in row["frames"]]) == pytest.approx(row["psnr"])
         assert row["low"] <= row["psnr"] <= row["high"]
         assert row["near"] is None
-    assert rows[3]["frames"][0]["psnr"] > rows[3]["frames"][-1]["psnr"], "the square walks away from where it was"
+    assert rows[5]["frames"][0]["psnr"] > rows[3]["frames"][-1]["psnr"], "the square walks away from where it was"
     assert (results["tracked"], results["train_clips"]) == ([], 20)
     report = (tmp_path / "report.html").read_text()
     assert "Rollouts of the world model" in report
     assert "in rollouts predictions reach" in report
+    assert "(random encoder " in report
+    assert 'alt="predicted random"' in report
+    quiet = evaluate(dataclasses.replace(config, baselines=("pixels",), out=str(tmp_path / "quiet")))
+    assert {row["model"] for row in quiet["rows"]} == {"trained", "training mean", "copy last"}
+    assert quiet["rows"][:2] == rows[:2], "the random twin changes nothing of the model's own"
 
 
 def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", str(folder / "run"), "--task", "reconstruction", "--device", "cpu"]
-    assert "leave against, layers and pools out" in error_of([*command, "--sweep-layers"], capsys)
+    for words in (["--sweep-layers"], ["--against", "timm:resnet18"], ["--set", "reconstruction.pools=[2]"]):
+        found = error_of([*command, *words], capsys)
+        assert "of a world model only its own latents are decoded: leave against, layers and pools out" in found
     found = error_of([*command, "--set", "world_model.horizons=[40]"], capsys)
     assert "horizon 40 after 1 given frames needs episodes of 41 frames" in found
 
@@ -95,17 +105,17 @@ def test_discs_are_followed(rooms: tuple[Windows, Seer]) -> None:
     watcher = Watcher(windows, NAMES, seer, [1, 4], 0)
     assert watcher.tracked == ["agent", "object"]
     like = Shown(windows.pixels[:, :1, :, :, :][:1], torch.arange(1), [""], seer.world.clip, {})
-    decoder = build_decoder(TASK, seer.world.encoder, latents_of_frames(windows.latents[:1, 0], seer), like)
+    decoder = build_decoder(TASK, seer.world.encoder, Scale.of(windows.latents[:, 0]).latents(windows.latents[:1, 0], seer), like)
     perfect = watcher.row("target", "trained", watcher.truth, decoder)
     assert (perfect.psnr, perfect.near, perfect.ssim) == (100.0, 1.0, pytest.approx(1.0))
     assert perfect.apart is not None
     assert perfect.apart < 0.2, "less than two pixels of a patch of 8"
     still = windows.pixels[:, :1].expand(-1, 2, -1, -1, -1)
-    copied = watcher.row("guess", "copy last", still, decoder)
+    copied = watcher.row("guess", "copy last", still, None)
     # a step is 0.04 of the side and a patch 0.25: all are near but none of the agents would be after seven
     assert [frame["near"] for frame in copied.frames] == [1.0, 1.0]
     assert copied.apart == pytest.approx((0.04 / 0.25) / 2, abs=0.1)
-    grey = watcher.row("guess", "training mean", torch.full_like(watcher.truth, 128), decoder)
+    grey = watcher.row("guess", "training mean", torch.full_like(watcher.truth, 128), None)
     assert (grey.near, grey.apart) == (0.0, None)
 
 
