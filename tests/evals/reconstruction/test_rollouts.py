@@ -105,7 +105,8 @@ def test_discs_are_followed(rooms: tuple[Windows, Seer]) -> None:
     watcher = Watcher(windows, NAMES, seer, [1, 4], 0)
     assert watcher.tracked == ["agent", "object"]
     like = Shown(windows.pixels[:, :1, :, :, :][:1], torch.arange(1), [""], seer.world.clip, {})
-    decoder = build_decoder(TASK, seer.world.encoder, Scale.of(windows.latents[:, 0]).latents(windows.latents[:1, 0], seer), like)
+    latents = windows.latents[:1, 0]
+    decoder = build_decoder(TASK, seer.world.encoder, Scale.of(latents).latents(latents, seer), like)
     perfect = watcher.row("target", "trained", watcher.truth, decoder)
     assert (perfect.psnr, perfect.near, perfect.ssim) == (100.0, 1.0, pytest.approx(1.0))
     assert perfect.apart is not None
