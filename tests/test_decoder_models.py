@@ -43,7 +43,8 @@ def settings_of(folder: Path, model: str, clip: dict[str, Any], **objective: Any
     net = {"kind": "deterministic", "embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8, "tubelet_size": 1}
     loop = {"steps": 2, "batch_size": 2, "log_every": 1, "save_every": 100, "progress": "off", "tensorboard": False}
     return {
-        "run_dir": str(folder / "decoder"), "clip": {"num_frames": frames, "fps": None if frames == 1 else 4.0}, "augment": {"flip": 0.0},
+        "run_dir": str(folder / "decoder"), "augment": {"flip": 0.0},
+        "clip": {"num_frames": frames, "fps": None if frames == 1 else 4.0},
         "data": {"sources": [source], "workers": 0},
         "objective": {"kind": "decoder", "model": model, "decoder": net, **objective},
         "train": {**loop, "device": "cpu", "precision": "fp32"}, "monitor": {"every": 2, "clips": 2},
