@@ -20,11 +20,10 @@ from jepa.config import ConfigError
 from jepa.data.transforms import to_values
 from jepa.distributed import Run
 from jepa.models.base import ClipEncoder
-from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, out_grid
+from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, check_share, out_grid
 from jepa.schedules import warmup_cosine
 from jepa.types import TokenGrid
 
-LARGE = 250_000_000  # parameters of an encoder from which on a decoder is held to a tenth of it: ViT-L has 304 M
 _WARMUP = 0.05  # of the steps
 
 
@@ -89,12 +88,10 @@ def build_decoder(task: ReconstructionTask, encoder: ClipEncoder, latents: Laten
             decoder = PixelDecoder(config, latents.dim, latents.grid, out_grid(config, size))
     except ValueError as error:
         raise ConfigError(f"clips of {frames} x {height} x {width} cannot be decoded: {error}") from None
-    own, other = (sum(p.numel() for p in part.parameters()) for part in (decoder, encoder))
-    if other >= LARGE and own > other / 10:
-        raise ConfigError(
-            f"the decoder has {own / 1e6:.0f} M parameters, more than a tenth of the encoder's {other / 1e6:.0f} M: "
-            "lower reconstruction.embed_dim or depth"
-        )
+    try:
+        check_share(decoder, encoder)
+    except ValueError as error:
+        raise ConfigError(f"reconstruction: {error}") from None
     return decoder
 
 

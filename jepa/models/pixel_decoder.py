@@ -25,6 +25,7 @@ from jepa.models.tubelet import nearest_multiples
 from jepa.types import TokenGrid
 
 Size = tuple[int, int, int]  # of a clip: frames, rows and columns of pixels
+LARGE = 250_000_000  # parameters of an encoder from which on a decoder is held to a tenth of it: ViT-L has 304 M
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,6 +166,17 @@ def out_grid(config: PixelDecoderConfig, size: Size) -> TokenGrid:
                 f"clip {name} {value} is not divisible by decoder.{key} {step}; use {nearest_multiples(value, step)}"
             )
     return TokenGrid(max(1, frames // tubelet), height // patch, width // patch)
+
+
+def check_share(decoder: nn.Module, encoder: nn.Module) -> None:
+    """Raise ``ValueError`` for a decoder that has more than a tenth of the parameters of a large encoder (ViT-L and
+    up): it could learn what the latents do not hold. Small encoders have decoders of any size."""
+    own, other = (sum(p.numel() for p in part.parameters()) for part in (decoder, encoder))
+    if other >= LARGE and own > other / 10:
+        raise ValueError(
+            f"the decoder has {own / 1e6:.0f} M parameters, more than a tenth of the encoder's {other / 1e6:.0f} M: "
+            "lower its embed_dim or depth"
+        )
 
 
 def check_grids(source: TokenGrid, out: TokenGrid) -> None:

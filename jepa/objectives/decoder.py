@@ -17,7 +17,7 @@ from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import TRAINED, Work, blocks_flops, encoder_flops, linear_flops
 from jepa.models.flow_decoder import FlowDecoder, FlowDecoderConfig
 from jepa.models.latent_head import encode_frames, head_for
-from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, Size, out_grid
+from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, Size, check_share, out_grid
 from jepa.objectives.base import Objective
 from jepa.objectives.decoder_config import DecoderBase, DecoderConfig
 from jepa.objectives.world_flops import frame_flops
@@ -54,6 +54,7 @@ class DecoderObjective(Objective):
         try:
             out = out_grid(config.decoder, size)
             self.decoder = build_decoder(config.decoder, self._latent_dim(), self.grid_of(size), out)
+            check_share(self.decoder, self.encoder)
         except ValueError as error:
             raise ConfigError(f"objective.decoder: {error}") from None
         # another name for the same module, past nn.Module, which would count its weights twice

@@ -256,3 +256,24 @@ def test_refused() -> None:
         ConfigError, match=r"objective.layers: objective.model runs/w is a world model, which has latents"
     ):
         DecoderObjective(world, FRAME_ENCODER, CLIP, 0)
+
+
+@pytest.mark.parametrize("kind", [PixelDecoderConfig, FlowDecoderConfig])
+def test_a_decoder_is_at_most_a_tenth_of_a_large_encoder(kind: type[PixelDecoderConfig]) -> None:
+    """It could else learn what the latents do not hold."""
+
+    def build(size: str, dim: int, depth: int) -> DecoderObjective:
+        decoder = kind(embed_dim=dim, depth=depth, num_heads=8, patch_size=8, tubelet_size=2)
+        config = DecoderConfig(model="runs/m", base=DecoderBase(clip=CLIP), decoder=decoder)
+        with torch.device("meta"):  # sizes without memory
+            return DecoderObjective(config, EncoderConfig(size=size, patch_size=8), CLIP, 0)
+
+    with pytest.raises(
+        ConfigError, match=r"objective.decoder: the decoder has \d+ M parameters, more than a tenth of the encoder's 30"
+    ):
+        build("vit_large", 768, 6)
+    fits = build("vit_large", 512, 4)
+    own, other = (sum(p.numel() for p in part.parameters()) for part in (fits.decoder, fits.encoder))
+    assert 300e6 < other < 310e6
+    assert own <= other / 10
+    assert build("vit_base", 768, 6).decoder.latent_dim == 768, "small encoders are not held to it"
