@@ -95,7 +95,8 @@ def dream(config: EvalConfig) -> TaskResult:
         training = read_training(parts.fit, seers, most, recipe.frames, task.seed, failures)
         windows = cut(parts.test, seers, seer.context + max(horizons), own.windows, failures)
         seconds, began = {"frames": time.perf_counter() - began}, time.perf_counter()
-        names = [] if windows[TRAINED].states is None else state_names(parts.test, windows[TRAINED].states.shape[-1])
+        states = windows[TRAINED].states
+        names = [] if states is None else state_names(parts.test, states.shape[-1])
         judge = Watcher(windows[TRAINED], names, seer, horizons, config.random_seed)
         sides, decoders = dict[tuple[str, str], Tensor](), dict[str, PixelDecoder]()
         for name, one in seers.items():

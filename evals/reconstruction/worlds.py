@@ -10,7 +10,7 @@ frame, D width, A actions, S states.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,9 @@ class Scale(NamedTuple):
 
     A decoder is given standardised latents: those of a random head have any scale, and little of it changes from frame
     to frame, which a decoder would take long to find. The trained model's are standardised in the same way, so that
-    neither is helped more. Predictors see latents as they are.
+    neither is helped more. Predictors see latents as they are: on the rooms a fresh one that was given standardised
+    latents was no better (mean squared error 0.55 of the latents' variance one step ahead, as without; 0.98 and 0.89
+    eight steps ahead).
     """
 
     mean: Tensor
@@ -108,15 +110,15 @@ def recipe_of(model: str) -> Recipe:
     state = run_state(model)
     assert state is not None, "a run was opened"
     settings = state["config"]
-    objective = from_dict(OBJECTIVES[settings["objective"]["kind"]][0], settings["objective"], "objective")
+    config: Any = from_dict(OBJECTIVES[settings["objective"]["kind"]][0], settings["objective"], "objective")
     frames: int = settings["clip"]["num_frames"]
-    if isinstance(objective, PolicyConfig):
-        assert objective.base is not None, "a run's config is settled"
-        objective, frames = objective.base.objective, objective.base.clip.num_frames
-    if isinstance(objective, ControllerConfig):
-        objective = objective.base
-    assert isinstance(objective, WorldModelConfig), "the other kinds have no world model"
-    return Recipe(objective, frames)
+    if isinstance(config, PolicyConfig):
+        assert config.base is not None, "a run's config is settled"
+        config, frames = config.base.objective, config.base.clip.num_frames
+    if isinstance(config, ControllerConfig):
+        config = config.base
+    assert isinstance(config, WorldModelConfig), "the other kinds have no world model"
+    return Recipe(config, frames)
 
 
 def read_training(

@@ -69,13 +69,19 @@ def test_the_task_on_a_world_model(folder: Path, tmp_path: Path) -> None:
     assert quiet["rows"][:2] == rows[:2], "the random twin changes nothing of the model's own"
 
 
-def test_mistakes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", str(folder / "run"), "--task", "reconstruction", "--device", "cpu"]
     for words in (["--sweep-layers"], ["--against", "timm:resnet18"], ["--set", "reconstruction.pools=[2]"]):
         found = error_of([*command, *words], capsys)
         assert "of a world model only its own latents are decoded: leave against, layers and pools out" in found
     found = error_of([*command, "--set", "world_model.horizons=[40]"], capsys)
     assert "horizon 40 after 1 given frames needs episodes of 41 frames" in found
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    inferring = {"kind": "latent_action", "predictor": small, "inverse": small, "momentum": [0.9, 1.0]}
+    settings = world_settings(folder) | {"run_dir": str(tmp_path / "inferring"), "objective": inferring}
+    fit(from_dict(TrainConfig, merge(settings, {"train": {"steps": 1}, "monitor": {"every": 100}})))
+    found = error_of(["eval", str(tmp_path / "inferring"), *command[2:]], capsys)
+    assert "takes actions that it infers itself: use the task latent_action, or name a controller's run" in found
 
 
 @pytest.fixture(scope="module")
