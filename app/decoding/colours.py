@@ -1,4 +1,4 @@
-"""Pixels, masks, errors and spreads as frames, uint8 ``[T, H, W, 3]``.
+"""Pixels and masks as frames, uint8 ``[T, H, W, 3]``.
 
 Shape legend: C channels, T frames, H/W pixels, t/h/w token grid.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evals.pages.drawing import Frames
 
-ERROR_TOP, SPREAD_TOP = 0.5, 0.25  # of values in [0, 1]: where the colours end
+ERROR_TOP = 0.5  # of values in [0, 1]: where the colours end
 _GREY = 128
 
 
@@ -36,12 +36,3 @@ def veil(frames: Frames, hidden: NDArray[np.bool_]) -> Frames:
 def mask_frames(hidden: NDArray[np.bool_]) -> Frames:
     """Bright where pixels ``[T, H, W]`` are hidden, dark where they are seen; either is told from a white page."""
     return np.repeat(np.where(hidden, np.uint8(215), np.uint8(40))[..., None], 3, axis=-1)
-
-
-def heat(values: Tensor, top: float) -> Frames:
-    """Amounts ``[T, H, W]``: black is 0, bright ``top`` and more."""
-    import matplotlib
-
-    scaled = (values.float().cpu() / top).clamp(0, 1).numpy()
-    colours: Frames = (matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
-    return colours

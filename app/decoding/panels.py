@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from app.decoding.colours import ERROR_TOP, SPREAD_TOP, heat, to_pictures
+from app.decoding.colours import ERROR_TOP, to_pictures
 from app.decoding.sheets import Example, Panel
+from evals.pages.drawing import SPREAD_TOP, heat
 from evals.pixel_metrics import decibels, mean_square, psnr, spread
 
 DRAWN = 3  # samples of a generative decoder that are shown one by one

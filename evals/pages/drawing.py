@@ -19,6 +19,7 @@ from jepa.types import ClipConfig, Mask, TokenGrid
 
 Frames = NDArray[np.uint8]
 INK = "#7d838d"  # readable on a white and on a black page
+SPREAD_TOP = 0.25  # of values in [0, 1]: where the colours of a spread end
 COLOURS = ("#3f7fe0", "#e07f2e", "#2f9e6e", "#a066d3", "#c9527a", "#7d838d")
 
 
@@ -218,6 +219,15 @@ def overlay(frames: Frames, numbers: NDArray[np.integer], strength: float = 0.6)
     tint = palette(int(numbers.max()) + 1)[numbers]
     mixed = ((1 - strength) * frames + strength * tint).round().astype(np.uint8)
     return np.where(numbers[..., None] > 0, mixed, frames)
+
+
+def heat(values: Tensor, top: float) -> Frames:
+    """Amounts ``[..., H, W]`` as colours ``[..., H, W, 3]``: black is 0, bright ``top`` and more."""
+    import matplotlib
+
+    scaled = (values.float().cpu() / top).clamp(0, 1).numpy()
+    colours: Frames = (matplotlib.colormaps["inferno"](scaled)[..., :3] * 255).round().astype(np.uint8)
+    return colours
 
 
 def depth_colours(metres: NDArray[np.floating], low: float, high: float) -> Frames:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from jepa.models.layers import Block
 from jepa.models.linear import Linear
-from jepa.models.pixel_decoder import PatchDecoder, PixelDecoderConfig, to_clip
+from jepa.models.pixel_decoder import PatchDecoder, PixelDecoder, PixelDecoderConfig, to_clip
 from jepa.models.recompute import run
 from jepa.models.tubelet import PatchEmbed
 from jepa.types import TokenGrid
@@ -150,6 +150,15 @@ class FlowDecoder(PatchDecoder):
             return unknown + guidance * (known - unknown)  # linear in the clip as in the velocity
 
         return follow(expected, noise, steps, solver)
+
+
+def decoder_of(
+    config: PixelDecoderConfig, latent_dim: int, source: TokenGrid, out: TokenGrid
+) -> PixelDecoder | FlowDecoder:
+    """The decoder that ``config`` describes, with fresh weights; the rest as for ``PixelDecoder``."""
+    if isinstance(config, FlowDecoderConfig):
+        return FlowDecoder(config, latent_dim, source, out)
+    return PixelDecoder(config, latent_dim, source, out)
 
 
 def between(noise: Tensor, clip: Tensor, time: Tensor) -> Tensor:

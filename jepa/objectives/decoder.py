@@ -15,9 +15,9 @@ from jepa.config import ConfigError
 from jepa.models.base import ClipEncoder
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import TRAINED, Work, blocks_flops, encoder_flops, linear_flops
-from jepa.models.flow_decoder import FlowDecoder, FlowDecoderConfig
+from jepa.models.flow_decoder import FlowDecoder, decoder_of
 from jepa.models.latent_head import encode_frames, head_for
-from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, Size, check_share, out_grid
+from jepa.models.pixel_decoder import Size, check_share, out_grid
 from jepa.objectives.base import Objective
 from jepa.objectives.decoder_config import DecoderBase, DecoderConfig
 from jepa.objectives.world_flops import frame_flops
@@ -53,7 +53,7 @@ class DecoderObjective(Objective):
             )
         try:
             out = out_grid(config.decoder, size)
-            self.decoder = build_decoder(config.decoder, self._latent_dim(), self.grid_of(size), out)
+            self.decoder = decoder_of(config.decoder, self._latent_dim(), self.grid_of(size), out)
             check_share(self.decoder, self.encoder)
         except ValueError as error:
             raise ConfigError(f"objective.decoder: {error}") from None
@@ -188,15 +188,6 @@ class DecoderObjective(Objective):
             return tuple(self.encoder.layer_number(layer) for layer in layers)
         except ValueError as error:
             raise ConfigError(f"objective.{name}: {error}") from None
-
-
-def build_decoder(
-    config: PixelDecoderConfig | FlowDecoderConfig, latent_dim: int, source: TokenGrid, out: TokenGrid
-) -> PixelDecoder | FlowDecoder:
-    """The decoder that ``config`` describes, with fresh weights; the rest as for ``PixelDecoder``."""
-    if isinstance(config, FlowDecoderConfig):
-        return FlowDecoder(config, latent_dim, source, out)
-    return PixelDecoder(config, latent_dim, source, out)
 
 
 def size_of(rows: Tensor) -> Size:

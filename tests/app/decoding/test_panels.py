@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from app.decoding.colours import heat, mask_frames, over_frames, to_pictures, veil
+from app.decoding.colours import mask_frames, over_frames, to_pictures, veil
 from app.decoding.panels import by_frame, decoded, error_panel, quality, scores
+from evals.pages.drawing import heat
 
 
 def test_values_become_bytes() -> None:
