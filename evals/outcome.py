@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evals import metrics
@@ -90,13 +91,19 @@ def key(probe: str, label: str, encoder: str, variant: str = "") -> str:
     return f"{probe} {variant}/{label}/{encoder}" if variant else f"{probe}/{label}/{encoder}"
 
 
+def identities(source: Source) -> dict[str, NDArray[Any]]:
+    """What tells the N items of ``source`` apart in files of results: ``path`` ``[N]`` (absolute) and ``span_s``
+    ``[N, 2]`` (NaN: the whole video)."""
+    paths = [path if is_url(path) else os.path.abspath(path) for path in source.paths]
+    spans = np.full((len(source), 2), np.nan) if source.spans is None else source.spans
+    return {"path": np.array(paths), "span_s": spans}
+
+
 def pack(source: Source, outcomes: Sequence[Outcome]) -> bytes:
     """``predictions.npz``: ``path`` ``[N]`` (absolute), ``span_s`` ``[N, 2]`` (NaN: the whole video),
     ``labels/LABEL`` ``[N]``, and ``PROBE/LABEL/ENCODER/predictions`` ``[N]`` and ``.../probabilities`` ``[N, C]``;
     for few labels and single layers "PROBE VARIANT" in place of ``PROBE``."""
-    paths = [path if is_url(path) else os.path.abspath(path) for path in source.paths]
-    spans = np.full((len(source), 2), np.nan) if source.spans is None else source.spans
-    arrays: dict[str, Any] = {"path": np.array(paths), "span_s": spans}
+    arrays: dict[str, Any] = identities(source)
     for outcome in outcomes:
         name = key(*outcome.row[:3], outcome.row.variant)
         arrays[f"labels/{outcome.row.label}"] = outcome.labels.numpy()

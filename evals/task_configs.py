@@ -236,6 +236,10 @@ class ReconstructionTask:
     What is predicted: places hidden by the model's own masks, of the family ``mask_token``, and all that follows the
     share ``context`` of a clip. The random encoder's predictor is trained for ``predictor_steps``.
     ``pictures``: test clips that are drawn in the report.
+
+    ``samples`` of 2 or more: beside it a generative decoder of the same size is fitted to the same latents in
+    ``flow_steps`` steps, and draws so many samples of every test clip, each in ``sampling_steps`` steps from noise
+    under ``guidance`` (1: as learned); 0: none.
     """
 
     train_clips: int = 1024
@@ -252,16 +256,22 @@ class ReconstructionTask:
     mask_token: int = 0
     context: float = 0.5
     pictures: int = 4
+    samples: int = 0
+    flow_steps: int = 1200
+    sampling_steps: int = 8
+    guidance: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         least = {
             "train_clips": 2, "test_clips": 2, "embed_dim": 1, "depth": 1, "num_heads": 1, "steps": 1, "batch_size": 1,
-            "predictor_steps": 1, "mask_token": 0, "pictures": 0,
+            "predictor_steps": 1, "mask_token": 0, "pictures": 0, "flow_steps": 1, "sampling_steps": 1, "guidance": 0,
         }  # fmt: skip
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"reconstruction.{name} must be at least {value}, not {getattr(self, name)}")
+        if self.samples != 0 and self.samples < 2:
+            raise ValueError(f"reconstruction.samples must be 0 (no samples) or at least 2, not {self.samples}")
         if min(self.pools, default=2) < 2:
             raise ValueError(f"reconstruction.pools must be at least 2 rows and columns, not {list(self.pools)}")
         if not 0 < self.context < 1 or self.learning_rate <= 0:

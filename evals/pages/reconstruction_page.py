@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from evals.pages import drawing, page, task_page
-from evals.pages.drawing import Chart, Frames, Line
+from evals.pages.drawing import SPREAD_TOP, Chart, Frames, Line
+from evals.pixel_metrics import spread
 from evals.reconstruction.rows import ALL, FORECAST, HEAD, MASKED, ROLLOUT, TITLES, cells, words
+from evals.reconstruction.sampled import sampled_table, sampled_words
+from evals.reconstruction.sampling import SHOWN, Drawn
 
 _HEIGHT, _STILLS = 72, 8
 _ABOUT = {
@@ -36,6 +40,16 @@ class Pictures:
         kept = drawing.shrink(pixels[: self.count].cpu().numpy(), 2 * _HEIGHT)
         own = self.shown.setdefault(places, {})
         self.shown[places] = {name: kept, **own} if first else {**own, name: kept}
+
+    def add_samples(self, places: str, name: str, drawn: Drawn) -> None:
+        """Keep the mean of samples, some of them, and their spread: black where all agree."""
+        samples = drawn.kept  # [P, S, C, T, H, W]
+        self.add(places, f"{name}: mean of {samples.shape[1]}", drawn.mean)
+        for number in range(min(SHOWN, samples.shape[1])):
+            pixels = (samples[:, number] * 255).round().byte().movedim(1, -1)
+            self.add(places, f"{name}: sample {number + 1}", pixels)
+        if len(samples):
+            self.add(places, f"{name}: spread", torch.from_numpy(drawing.heat(spread(samples)[:, 0], SPREAD_TOP)))
 
     def draw(self, places: str) -> str:
         """Strips of frames, a line for each way, a card for each clip."""
@@ -66,7 +80,8 @@ def draw(results: Mapping[str, Any], pictures: Pictures) -> str:
         "test clips": str(rows[0]["clips"]), "training clips": str(results["train_clips"]),
         "parameters in the decoder": f"{rows[0]['parameters'] / 1e6:.2f} M",
     }  # fmt: skip
-    body = [_section(rows, places, pictures, results["floor"]) for places in TITLES]
+    sampled = results.get("sampled", [])  # results that are older than samples have none
+    body = [_section(rows, sampled, places, pictures, results["floor"]) for places in TITLES]
     notes = results["notes"]
     body.append(page.section("Notes", *(page.text(part) for part in notes.split("\n\n"))) if notes else "")
     return task_page.draw(results, "pixels in latents", headline(rows), facts, body)
@@ -92,16 +107,41 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _section(
-    rows: Sequence[Mapping[str, Any]], places: str, pictures: Pictures, floor: Mapping[str, float | None]
-) -> str:
+    rows: Sequence[Mapping[str, Any]], sampled: Sequence[Mapping[str, Any]], places: str, pictures: Pictures,
+    floor: Mapping[str, float | None],
+) -> str:  # fmt: skip
     lines = cells(rows, places)
     if not lines:
         return ""
-    charts = drawing.charts(_charts(rows, places))
+    charts = drawing.charts([*_charts(rows, places), *_best(rows, sampled, places)])
+    drawn = sampled_table(sampled, places)
+    below = []
+    if drawn.lines:
+        below = [page.card(page.table(drawn.head, drawn.lines)), page.text(sampled_words(sampled), soft=True)]
     return page.section(
         TITLES[places], page.text(_ABOUT[places]), page.card(page.table(HEAD, lines)),
-        page.text(words(rows, floor), soft=True), page.card(page.image(charts, "scores")), pictures.draw(places),
+        page.text(words(rows, floor), soft=True), *below, page.card(page.image(charts, "scores")),
+        pictures.draw(places),
     )  # fmt: skip
+
+
+def _best(
+    rows: Sequence[Mapping[str, Any]], sampled: Sequence[Mapping[str, Any]], places: str
+) -> list[Chart]:  # fmt: skip
+    """PSNR of the best of k samples against k; across it the deterministic decoder of the latents that the
+    eval's own model predicts, where it predicts any."""
+    own = [row for row in sampled if row["places"] == places]
+    lines = [
+        Line(f"{row['model']}, {row['what']}", [b["k"] for b in row["best"]], [b["psnr"] for b in row["best"]])
+        for row in own
+    ]  # fmt: skip
+    if not lines:
+        return []
+    known = {row["what"]: row["psnr"] for row in rows
+             if row["places"] == places and row["model"] == "trained" and row["layer"] is None}  # fmt: skip
+    level = ("deterministic, predicted", known["predicted"]) if "predicted" in known else None
+    ticks = [(b["k"], str(b["k"])) for b in own[0]["best"]]
+    return [Chart("Best of k samples", lines, "k", "PSNR, dB", ticks, log_x=True, level=level)]
 
 
 def _charts(rows: Sequence[Mapping[str, Any]], places: str) -> list[Chart]:

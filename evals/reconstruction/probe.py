@@ -1,10 +1,11 @@
-"""The probe: a small decoder of pixels, fitted on frozen latents that are computed before it begins.
+"""The probes: small decoders of pixels, deterministic or generative, fitted on frozen latents that they do not change.
 
 Shape legend: K clips, B clips of a batch, N latents of a clip, D width of a latent, C channels, T frames, H/W pixels.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from jepa.config import ConfigError
 from jepa.data.transforms import to_values
 from jepa.distributed import Run
 from jepa.models.base import ClipEncoder
+from jepa.models.flow_decoder import FlowDecoder, FlowDecoderConfig, decoder_of
 from jepa.models.pixel_decoder import PixelDecoder, PixelDecoderConfig, check_share, out_grid
 from jepa.schedules import warmup_cosine
 from jepa.types import TokenGrid
@@ -73,11 +75,30 @@ def pooled(tokens: Tensor, grid: TokenGrid, pool: int) -> Tensor:
 
 
 def build_decoder(task: ReconstructionTask, encoder: ClipEncoder, latents: Latents, shown: Shown) -> PixelDecoder:
-    """A decoder of patches as large as the encoder's, with weights drawn by ``task.seed``. Raises ``ConfigError`` for
-    one that is too large a part of a large encoder: it could learn what the latents do not hold."""
+    """A deterministic decoder of patches as large as the encoder's, with weights drawn by ``task.seed``. Raises
+    ``ConfigError`` for one that is too large a part of a large encoder: it could learn what the latents do not hold."""
+    decoder = _build(PixelDecoderConfig, task, encoder, latents, shown)
+    assert isinstance(decoder, PixelDecoder)
+    return decoder
+
+
+def build_flow(task: ReconstructionTask, encoder: ClipEncoder, latents: Latents, shown: Shown) -> FlowDecoder:
+    """The same, generative."""
+    # of pictures with large even parts a little less noise tells all, and latents matter near t = 0 alone, where few of
+    # the decoder's own times of training lie: a probe's few steps would leave it deaf to latents
+    kind = functools.partial(FlowDecoderConfig, time_mean=-2.0, time_std=1.6)
+    decoder = _build(kind, task, encoder, latents, shown)
+    assert isinstance(decoder, FlowDecoder)
+    return decoder
+
+
+def _build(
+    kind: Callable[..., PixelDecoderConfig], task: ReconstructionTask, encoder: ClipEncoder, latents: Latents,
+    shown: Shown,
+) -> PixelDecoder | FlowDecoder:
     _, frames, height, width, _ = shown.pixels.shape
     grid = latents.stored
-    config = PixelDecoderConfig(
+    config = kind(
         embed_dim=task.embed_dim, depth=task.depth, num_heads=task.num_heads, patch_size=height // grid.h,
         tubelet_size=frames // grid.t,
     )  # fmt: skip
@@ -85,7 +106,7 @@ def build_decoder(task: ReconstructionTask, encoder: ClipEncoder, latents: Laten
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(task.seed)
-            decoder = PixelDecoder(config, latents.dim, latents.grid, out_grid(config, size))
+            decoder = decoder_of(config, latents.dim, latents.grid, out_grid(config, size))
     except ValueError as error:
         raise ConfigError(f"clips of {frames} x {height} x {width} cannot be decoded: {error}") from None
     try:
@@ -133,20 +154,34 @@ def draw_rows(count: int, batch_size: int, seed: int) -> Callable[[int], Tensor]
     return rows
 
 
-def fit_decoder(decoder: PixelDecoder, latents: Latents, shown: Shown, task: ReconstructionTask, run: Run) -> None:
-    """Train ``decoder`` to tell the pixels of ``shown`` from their ``latents``, in the normalised scale."""
+def fit_decoder(
+    decoder: PixelDecoder | FlowDecoder, latents: Latents, shown: Shown, task: ReconstructionTask, run: Run
+) -> None:
+    """Train ``decoder`` to tell the pixels of ``shown`` from their ``latents``, in the normalised scale; a generative
+    one by the error of its velocity, with noise drawn by ``task.seed``."""
     rows = draw_rows(len(shown), task.batch_size, task.seed)
     decoder.to(run.device).train()
     measure = F.mse_loss if task.loss == "mse" else F.l1_loss
+    steps = task.flow_steps if isinstance(decoder, FlowDecoder) else task.steps
 
     def loss(step: int) -> Tensor:
         chosen = rows(step)
+        clip, given = shown.normalised(chosen).to(run.device), latents(chosen).to(run.device)
         with run.autocast():
-            decoded = decoder(latents(chosen).to(run.device))
-        return measure(decoded.float(), shown.normalised(chosen).to(run.device))
+            if isinstance(decoder, FlowDecoder):
+                return decoder.loss(clip, given)
+            decoded = decoder(given)
+        return measure(decoded.float(), clip)
 
-    descend(decoder.parameters(), loss, task.steps, task.learning_rate)
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(task.seed)
+        descend(decoder.parameters(), loss, steps, task.learning_rate)
     decoder.eval().requires_grad_(False)
+
+
+def count(decoder: nn.Module) -> int:
+    """Its parameters."""
+    return sum(p.numel() for p in decoder.parameters())
 
 
 @torch.no_grad()

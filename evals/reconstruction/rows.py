@@ -5,9 +5,11 @@ Shape legend: K clips, B of them at once, C channels, T frames, H/W pixels, D fe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,6 +71,15 @@ class ReconstructionRow(NamedTuple):
     clips: int
 
 
+class Scored(NamedTuple):
+    """A row, the ``psnr`` of each of its clips (float64 ``[K]``, dB) and what was judged of it: ``hidden`` int64
+    ``[K]``, as ``digests`` has it. Two evals can be compared clip by clip where these agree."""
+
+    row: ReconstructionRow
+    psnr: Tensor
+    hidden: Tensor
+
+
 class Judge:
     """Compares clips with those of ``shown``; ``encoder`` gives the features, ``patch`` is its patch in shares of the
     picture, ``scenes`` what a simulator knows of every clip (None: no simulator)."""
@@ -90,10 +101,10 @@ class Judge:
         """Set distances of real clips from other real clips."""
         return set_distances(self.real, self.real)
 
-    def row(
+    def scored(
         self, what: str, model: str, pixels: Callable[[Tensor], Tensor], hidden: Hidden | None = None,
         layer: int | None = None, tokens: int | None = None, parameters: int | None = None,
-    ) -> ReconstructionRow:  # fmt: skip
+    ) -> Scored:  # fmt: skip
         """``pixels``: from rows to clips ``[B, C, T, H, W]`` in 0..1, judged where they are ``hidden`` (None: all)."""
         found: dict[str, list[Tensor]] = {}
         for rows in torch.arange(len(self.shown)).split(_BATCH):
@@ -103,7 +114,7 @@ class Judge:
         low, high = bootstrap_interval(all_["psnr"], seed=self.seed)
         sets = set_distances(self.real, all_["features"])
         judged = all_.get("judged")
-        return ReconstructionRow(
+        row = ReconstructionRow(
             places=ALL if hidden is None else hidden.name, what=what, model=model, layer=layer, tokens=tokens,
             psnr=float(all_["psnr"].mean()), low=low, high=high, moving=_mean(all_["moving"]), ssim=_mean(all_["ssim"]),
             feature=float(all_["feature"].mean()), **sets,
@@ -111,6 +122,7 @@ class Judge:
             apart=None if judged is None else _median(all_["apart"][judged] / self.patch),
             frames=self._frames(all_, hidden), parameters=parameters, clips=len(self.shown),
         )  # fmt: skip
+        return Scored(row, all_["psnr"], all_["hidden"])
 
     def _batch(self, rows: Tensor, made: Tensor, hidden: Hidden | None) -> dict[str, Tensor]:
         """Numbers of every clip."""
@@ -118,7 +130,7 @@ class Judge:
         size = true.shape[2:]
         mask = torch.ones(len(rows), 1, *size, dtype=torch.bool) if hidden is None else hidden.pixels(rows, *size)
         made = torch.where(mask, made.float(), true)  # what was seen is known
-        found = {"psnr": pm.psnr(made, true, mask), "moving": moving_psnr(made, true, mask)}
+        found = {"psnr": pm.psnr(made, true, mask), "moving": moving_psnr(made, true, mask), "hidden": digests(mask)}
         found["ssim"] = pm.ssim(made, true, mask) if min(size[1:]) >= pm.WINDOW else torch.full((len(rows),), torch.nan)
         ready = [normalise(values, clip).to(self.device) for values in (made, true)]
         ids = None if hidden is None else hidden.ids(rows).to(self.device)
@@ -145,6 +157,20 @@ class Judge:
              "near": None if close is None else float(close[:, frame].double().mean())}
             for frame in range(frames - later, frames)
         ]  # fmt: skip
+
+
+def digests(mask: Tensor) -> Tensor:
+    """A number for the size of each clip and the pixels in question, bool ``[B, 1, T, H, W]``: int64 ``[B]``."""
+    found = []
+    for clip in mask.cpu().numpy():
+        content = f"{clip.shape}".encode() + np.packbits(clip).tobytes()
+        found.append(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True))
+    return torch.tensor(found, dtype=torch.int64)
+
+
+def values_of(pixels: Tensor) -> Callable[[Tensor], Tensor]:
+    """From rows to clips of values in 0..1, of decoded ``pixels`` uint8 ``[K, T, H, W, 3]``."""
+    return lambda rows: pixels[rows].movedim(-1, 1).float() / 255
 
 
 def _at(mask: Tensor, places: Tensor) -> Tensor:
@@ -190,15 +216,16 @@ def _median(values: Tensor) -> float | None:
     return middle if middle < torch.inf else None
 
 
+def number(value: float | None, digits: int) -> str:
+    """With so many digits behind the point; a dash for None."""
+    return DASH if value is None else f"{value:.{digits}f}"
+
+
 HEAD = ("latents", "model", "layer", "tokens", "PSNR", "moving", "SSIM", "features", "Frechet", "kernel", "near")
 
 
 def cells(rows: Sequence[Mapping[str, Any]], places: str) -> list[list[str]]:
     """Lines of the table of some places, under ``HEAD``."""
-
-    def number(value: float | None, digits: int) -> str:
-        return DASH if value is None else f"{value:.{digits}f}"
-
     return [
         [row["what"], row["model"], DASH if row["layer"] is None else str(row["layer"]),
          DASH if row["tokens"] is None else str(row["tokens"]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from evals.features.harness import FeatureSet, Split, compute_splits, feature_splits
 from evals.features.representations import EncoderRepresentation, encoder_hash
-from evals.outcome import versions
+from evals.outcome import identities, versions
 from evals.pages import reconstruction_page
 from evals.pages.reconstruction_page import Pictures
+from evals.reconstruction.by_clip import BEST, FILE, MEAN, PSNR, ByClip
+from evals.reconstruction.generative import Generative
 from evals.reconstruction.models import RANDOM, Model, open_models
 from evals.reconstruction.predicting import (
     FORECAST,
@@ -34,9 +36,20 @@ from evals.reconstruction.predicting import (
     hide,
     training_mean,
 )
-from evals.reconstruction.probe import Latents, build_decoder, decode, fit_decoder, latents_of
+from evals.reconstruction.probe import Latents, build_decoder, count, decode, fit_decoder, latents_of
 from evals.reconstruction.rollouts import dream, is_world_model
-from evals.reconstruction.rows import ALL, GUESS, PREDICTED, TARGET, Judge, ReconstructionRow, table
+from evals.reconstruction.rows import (
+    ALL,
+    GUESS,
+    PREDICTED,
+    TARGET,
+    Judge,
+    ReconstructionRow,
+    Scored,
+    table,
+    values_of,
+)
+from evals.reconstruction.sampled import SampledRow, ScoredSamples, sampled_tables
 from evals.reconstruction.shown import Shown, open_sides, read
 from evals.settings import EvalConfig, TaskResult
 from evals.subjects import TRAINED, facts, home, open_subjects
@@ -44,7 +57,7 @@ from evals.tracking import demo_scenes
 from jepa.config import ConfigError
 from jepa.distributed import Run
 from jepa.models.pixel_decoder import PixelDecoder
-from jepa.types import ClipConfig
+from jepa.types import ClipConfig, TokenGrid
 
 log = logging.getLogger("jepa")
 GUESSES = ("training mean", "mean frame", "copy last")
@@ -73,7 +86,7 @@ def reconstruct(config: EvalConfig) -> TaskResult:
         }
         features = encode(config, models, run)(sources)
         seconds, began = {"clips and features": time.perf_counter() - began}, time.perf_counter()
-        bench = Bench(config, models[0], clips, run)
+        bench = Bench(config, models[0], clips, run, len(sources["test"]))
         for model in models:
             bench.look(model, {side: features[side][model.name] for side in sources})
             seconds[model.name], began = time.perf_counter() - began, time.perf_counter()
@@ -85,9 +98,13 @@ def reconstruct(config: EvalConfig) -> TaskResult:
         **about[TRAINED], "models": about, "device": str(run.device), "precision": run.precision, "floor": floor,
         "train_clips": len(shown["train"]), "versions": versions(),
         "unreadable": {side: list(part.failures.values()) for side, part in shown.items()},
+        "sampled": [row._asdict() for row in bench.sampled],
     }  # fmt: skip
-    report = functools.partial(reconstruction_page.draw, pictures=bench.pictures)
-    return TaskResult(bench.rows, seconds, result, table(bench.rows, floor), {}, "\n\n".join(bench.notes), report)
+    tables = [part for part in (table(bench.rows, floor), sampled_tables(bench.sampled)) if part]
+    return TaskResult(
+        bench.rows, seconds, result, "\n\n".join(tables), {FILE: bench.by_clip.pack(identities(sources["test"]))},
+        "\n\n".join(bench.notes), functools.partial(reconstruction_page.draw, pictures=bench.pictures),
+    )  # fmt: skip
 
 
 def encode(config: EvalConfig, models: list[Model], run: Run) -> Callable[..., dict[str, dict[str, FeatureSet]]]:
@@ -111,11 +128,16 @@ def check_untouched(models: list[Model], hashes: Mapping[str, str]) -> None:
 
 
 class Bench:
-    """Looks at one model after the other; ``rows``, ``pictures`` and ``notes`` gather what is found."""
+    """Looks at one model after the other; ``rows``, ``sampled``, ``by_clip`` (of so many ``items`` of the test source),
+    ``pictures`` and ``notes`` gather what is found."""
 
-    def __init__(self, config: EvalConfig, first: Model, clips: Mapping[ClipConfig, Sides], run: Run) -> None:
+    def __init__(
+        self, config: EvalConfig, first: Model, clips: Mapping[ClipConfig, Sides], run: Run, items: int
+    ) -> None:  # fmt: skip
         self.config, self.task, self.first, self.clips, self.run = config, config.reconstruction, first, clips, run
         self.rows: list[ReconstructionRow] = []
+        self.sampled: list[SampledRow] = []
+        self.by_clip = ByClip(items)
         self.notes: list[str] = []
         self.pictures = Pictures(self.task.pictures)
         self.judges: dict[ClipConfig, Judge] = {}
@@ -140,80 +162,118 @@ class Bench:
                 raise ConfigError(f"clips of the {side} source changed while they were read; try again")
         levels = None if model.encoded is None else model.own
         latents = {side: latents_of(found, levels) for side, found in features.items()}
-        decoder = self._decoder(model, latents, None)
-        last = self.rows[-1]
+        decoder, last = self._decoder(model, latents, None)
         for pool in self.task.pools:
             self._decoder(model, {side: latents_of(f, levels, pool) for side, f in features.items()}, None)
         for block in model.blocks:
             if (block,) == levels:
-                self.rows.append(last._replace(layer=block))  # the same latents, the same decoder
+                own = last._replace(row=last.row._replace(layer=block))  # the same latents, the same decoder
+                self._add(model, own)
             else:
                 self._decoder(model, {side: latents_of(f, (block,)) for side, f in features.items()}, block)
         if model is self.first:
             self._guess_all(sides)
+        hidden: list[Hidden] = []
         if isinstance(model.expecting, str):
             self.notes.append(f"{model.name} predicts nothing: {model.expecting}.")
-            return
-        if model.name == RANDOM:
-            fit_predictor(model.expecting, sides["train"], self.task, self.run)
-        self._expect(model, model.expecting, latents["test"], decoder)
+        else:
+            if model.name == RANDOM:
+                fit_predictor(model.expecting, sides["train"], self.task, self.run)
+            hidden = self._hidden(model, model.expecting, latents["test"].stored, len(sides["test"]))
+            self._expect(model, model.expecting, latents["test"], decoder, hidden)
+        if self.task.samples:
+            self._sample(model, latents, hidden)
 
-    def _decoder(self, model: Model, latents: Mapping[str, Latents], block: int | None) -> PixelDecoder:
+    def _add(self, model: Model, scored: Scored) -> None:
+        self.rows.append(scored.row)
+        items = self.clips[model.encoder.clip]["test"].items
+        self.by_clip.add(scored.row._asdict(), PSNR, scored.psnr, scored.hidden, items)
+
+    def _add_samples(self, model: Model, found: Sequence[ScoredSamples]) -> None:
+        items = self.clips[model.encoder.clip]["test"].items
+        for scored in found:
+            self.sampled.append(scored.row)
+            for kind, psnr in ((MEAN, scored.mean), (BEST, scored.best)):
+                self.by_clip.add(scored.row._asdict(), kind, psnr, scored.hidden, items)
+
+    def _decoder(
+        self, model: Model, latents: Mapping[str, Latents], block: int | None
+    ) -> tuple[PixelDecoder, Scored]:  # fmt: skip
         """Fit a decoder to ``latents`` and judge it on all places."""
         sides = self.clips[model.encoder.clip]
         decoder = build_decoder(self.task, model.encoder, latents["train"], sides["train"])
         fit_decoder(decoder, latents["train"], sides["train"], self.task, self.run)
         made = decode(decoder, latents["test"], sides["test"], self.task, self.run)
-        row = self.judge(model).row(
+        scored = self.judge(model).scored(
             TARGET, model.name, values_of(made), None, block, latents["test"].grid.size, count(decoder)
         )  # fmt: skip
+        row = scored.row
         log.info("%s, %s latents of %s: PSNR %.2f dB", model.name, row.tokens,
                  "its output" if block is None else f"block {block}", row.psnr)  # fmt: skip
-        self.rows.append(row)
+        self._add(model, scored)
         kind = model.name if block is None else f"{model.name}, block {block}"
         self.pictures.add(ALL, kind if not latents["test"].pool > 1 else f"{kind}, {row.tokens} tokens", made)
-        return decoder
+        return decoder, scored
 
     def _guess_all(self, sides: Sides) -> None:
         self.pictures.add(ALL, "truth", sides["test"].pixels, first=True)
         still = training_mean(sides["train"])[None, :, None]
         frames = sides["test"].pixels.shape[1]
-        row = self.judge(self.first).row(
+        scored = self.judge(self.first).scored(
             GUESS, "training mean", lambda rows: still.expand(len(rows), -1, frames, -1, -1)
         )  # fmt: skip
-        self.rows.append(row)
+        self._add(self.first, scored)
 
-    def _expect(self, model: Model, expecting: Expecting, target: Latents, decoder: PixelDecoder) -> None:
-        """What is hidden: the ceiling, the predictions, and once the guesses."""
-        sides, judge = self.clips[model.encoder.clip], self.judge(model)
-        test, grid = sides["test"], target.stored
+    def _hidden(self, model: Model, expecting: Expecting, grid: TokenGrid, count: int) -> list[Hidden]:
+        """What is hidden of so many clips of the model, by the first model's masks where these suit its ``grid``."""
         same = isinstance(self.first.expecting, Expecting) and grid == self.first.encoder.grid
         masks = self.first.expecting if same and isinstance(self.first.expecting, Expecting) else expecting
+        if grid.t < 2:
+            self.notes.append(f"{model.name}: a clip of one tubelet has no future.")
+        names = (MASKED, FORECAST) if grid.t > 1 else (MASKED,)
+        return [hide(name, masks, grid, count, self.task) for name in names]
+
+    def _expected(self, model: Model, expecting: Expecting, hidden: Hidden) -> Callable[[Tensor], Tensor]:
+        """From rows of the test clips to latents, the hidden ones predicted."""
         token = min(self.task.mask_token, len(expecting.parts.predictor.mask_tokens) - 1)
+        return expected(expecting, self.clips[model.encoder.clip]["test"], hidden, token, self.run)
+
+    def _expect(
+        self, model: Model, expecting: Expecting, target: Latents, decoder: PixelDecoder, places: Sequence[Hidden]
+    ) -> None:
+        """What is hidden: the ceiling, the predictions, and once the guesses."""
+        sides, judge = self.clips[model.encoder.clip], self.judge(model)
+        test, tokens = sides["test"], target.grid.size
         whole = decode(decoder, target, test, self.task, self.run)
-        for name in (MASKED, FORECAST):
-            if name == FORECAST and grid.t < 2:
-                self.notes.append(f"{model.name}: a clip of one tubelet has no future.")
-                continue
-            hidden = hide(name, masks, grid, len(test), self.task)
-            latents = expected(expecting, test, hidden, token, self.run)
-            made = decode(decoder, latents, test, self.task, self.run)
-            tokens = target.grid.size
+        for hidden in places:
+            made = decode(decoder, self._expected(model, expecting, hidden), test, self.task, self.run)
             for what, pixels in ((TARGET, whole), (PREDICTED, made)):
-                row = judge.row(what, model.name, values_of(pixels), hidden, None, tokens, count(decoder))
-                self.rows.append(row)
-            log.info("%s, %s: PSNR of predictions %.2f dB", model.name, name, row.psnr)
+                scored = judge.scored(what, model.name, values_of(pixels), hidden, None, tokens, count(decoder))
+                self._add(model, scored)
+            log.info("%s, %s: PSNR of predictions %.2f dB", model.name, hidden.name, scored.row.psnr)
             if model is self.first:
-                self._guess(sides, hidden, name)
-                self.pictures.add(name, "target latents", whole)
-            self.pictures.add(name, f"predicted, {model.name}", made)
+                self._guess(sides, hidden, hidden.name)
+                self.pictures.add(hidden.name, "target latents", whole)
+            self.pictures.add(hidden.name, f"predicted, {model.name}", made)
+
+    def _sample(self, model: Model, latents: Mapping[str, Latents], places: Sequence[Hidden]) -> None:
+        """The same by a generative decoder: samples of target latents at all places, and of predicted ones."""
+        train = self.clips[model.encoder.clip]["train"]
+        probe = Generative(model.name, model.encoder, latents["train"], train, self.judge(model), self.task, self.run)
+        drawn_as = [model.name, *("target latents" if model is self.first else "" for _ in places)]
+        self._add_samples(model, probe.look(TARGET, latents["test"], [None, *places], self.pictures, drawn_as))
+        for hidden in places:
+            assert isinstance(model.expecting, Expecting), "nothing is hidden from who predicts nothing"
+            predicted = self._expected(model, model.expecting, hidden)
+            found = probe.look(PREDICTED, predicted, [hidden], self.pictures, [f"predicted, {model.name}"])
+            self._add_samples(model, found)
 
     def _guess(self, sides: Sides, hidden: Hidden, name: str) -> None:
         """Rows of what needs no model, and the first lines of the pictures."""
         test, mean = sides["test"], training_mean(sides["train"])
         for guess in GUESSES:
             pixels = functools.partial(one_guess, guess, test, hidden, mean)
-            self.rows.append(self.judge(self.first).row(GUESS, guess, pixels, hidden))
+            self._add(self.first, self.judge(self.first).scored(GUESS, guess, pixels, hidden))
         drawn = torch.arange(min(self.task.pictures, len(test)))
         if len(drawn):
             mask = hidden.pixels(drawn, *test.pixels.shape[1:4])[:, 0, ..., None]
@@ -228,13 +288,3 @@ class Bench:
 def one_guess(name: str, test: Shown, hidden: Hidden, mean: Tensor, rows: Tensor) -> Tensor:
     """Of ``guesses``, the one of this name."""
     return guesses(test, hidden, mean, rows)[name]
-
-
-def values_of(pixels: Tensor) -> Callable[[Tensor], Tensor]:
-    """From rows to clips of values in 0..1, of decoded ``pixels`` uint8 ``[K, T, H, W, 3]``."""
-    return lambda rows: pixels[rows].movedim(-1, 1).float() / 255
-
-
-def count(decoder: PixelDecoder) -> int:
-    """Its parameters."""
-    return sum(p.numel() for p in decoder.parameters())

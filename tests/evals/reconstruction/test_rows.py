@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evals import pixel_metrics as pm
 from evals.reconstruction.predicting import FORECAST, MASKED, Hidden
-from evals.reconstruction.rows import Judge, moving_psnr, set_distances, table
+from evals.reconstruction.rows import Judge, digests, moving_psnr, set_distances, table
 from evals.reconstruction.shown import Shown, normalise
 from evals.tracking import Scene
 from jepa.types import TokenGrid
@@ -40,16 +40,16 @@ def world() -> tuple[Shown, list[Scene]]:
 def test_the_truth_is_perfect_and_black_is_not(world: tuple[Shown, list[Scene]]) -> None:
     shown, scenes = world
     judge = Judge(shown, small_encoder(), scenes, 0)
-    perfect = judge.row("target", "trained", shown.values, None, 3, 8, 99)
+    perfect = judge.scored("target", "trained", shown.values, None, 3, 8, 99).row
     assert (perfect.psnr, perfect.moving, perfect.feature, perfect.near) == (100.0, 100.0, 0.0, 1.0)
     assert perfect.ssim == pytest.approx(1.0)
     assert perfect.apart == pytest.approx(0.0, abs=0.01)
     assert (perfect.layer, perfect.tokens, perfect.parameters, perfect.frames) == (3, 8, 99, [])
     assert {"frechet": perfect.frechet, "kernel": perfect.kernel} == judge.floor
-    black = judge.row("guess", "black", lambda rows: torch.zeros(len(rows), 3, 4, 32, 32))
+    black = judge.scored("guess", "black", lambda rows: torch.zeros(len(rows), 3, 4, 32, 32)).row
     assert black.psnr == pytest.approx(-10 * torch.tensor(64 / 1024).log10().item(), abs=1e-4)
     assert (black.near, black.apart) == (0.0, None), "nothing is seen anywhere"
-    still = judge.row("guess", "still", lambda rows: shown.values(rows)[:, :, :1].expand(-1, -1, 4, -1, -1))
+    still = judge.scored("guess", "still", lambda rows: shown.values(rows)[:, :, :1].expand(-1, -1, 4, -1, -1)).row
     assert still.near == 1.0, "three pixels are less than a patch of 16"
     assert still.apart == pytest.approx(1 / 16, abs=0.01), "the lower of both middle ones, of 0, 1, 2, 3 pixels"
 
@@ -64,7 +64,10 @@ def test_only_hidden_pixels_count(world: tuple[Shown, list[Scene]]) -> None:
         values[:, :, 3] *= 0.5
         return values
 
-    row = judge.row("predicted", "trained", half, hidden)
+    scored = judge.scored("predicted", "trained", half, hidden)
+    row = scored.row
+    assert row.psnr == pytest.approx(float(scored.psnr.mean()))
+    assert len(scored.psnr) == 6
     dim = -10 * torch.tensor(0.25 * 64 / 1024).log10().item()
     assert row.psnr == pytest.approx(dim + 10 * torch.tensor(2.0).log10().item(), abs=1e-4)
     assert [frame["frame"] for frame in row.frames] == [2, 3]
@@ -81,9 +84,9 @@ def test_objects_count_where_they_are_hidden(world: tuple[Shown, list[Scene]]) -
     shown, scenes = world
     left = torch.tensor([0, 2, 4, 6]).repeat(6, 1)
     judge, hidden = Judge(shown, small_encoder(), scenes, 0), Hidden(MASKED, left, GRID)
-    row = judge.row("guess", "black", lambda rows: torch.zeros(len(rows), 3, 4, 32, 32), hidden)
+    row = judge.scored("guess", "black", lambda rows: torch.zeros(len(rows), 3, 4, 32, 32), hidden).row
     assert row.near is None, "the middle of the square is never in the hidden half"
-    whole = judge.row("guess", "black", lambda rows: torch.zeros(len(rows), 3, 4, 32, 32))
+    whole = judge.scored("guess", "black", lambda rows: torch.zeros(len(rows), 3, 4, 32, 32)).row
     assert whole.near == 0.0
     assert row.frames == []
 
@@ -103,6 +106,18 @@ def test_pixels_past_which_something_moves(world: tuple[Shown, list[Scene]]) -> 
     assert moving_psnr(still, still, everywhere).isnan().all()
 
 
+def test_digests_tell_what_was_judged() -> None:
+    mask = torch.rand(4, 1, 2, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    mask[2] = mask[0]
+    found = digests(mask)
+    assert found.dtype == torch.int64
+    assert found[0] == found[2]
+    assert len(set(found.tolist())) == 3
+    assert torch.equal(digests(mask[[3, 1]]), found[[3, 1]]), "of the clip alone"
+    whole = digests(torch.ones(1, 1, 2, 8, 8, dtype=torch.bool))
+    assert whole != digests(torch.ones(1, 1, 2, 4, 16, dtype=torch.bool)), "as many pixels, another shape"
+
+
 def test_set_distances_are_of_different_clips() -> None:
     features = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     found = set_distances(features, features + 5)
@@ -114,7 +129,7 @@ def test_set_distances_are_of_different_clips() -> None:
 def test_the_table_names_what_stands_in_it(world: tuple[Shown, list[Scene]]) -> None:
     shown, scenes = world
     judge = Judge(shown, small_encoder(), scenes, 0)
-    text = table([judge.row("target", "trained", shown.values, None, None, 8, 99)], judge.floor)
+    text = table([judge.scored("target", "trained", shown.values, None, None, 8, 99).row], judge.floor)
     assert "| target | trained | – | 8 | 100.00 [100.00, 100.00] | 100.00 | 1.000 | 0.000 |" in text
     assert "near: per cent of frames" in text
     assert "Masked places" not in text

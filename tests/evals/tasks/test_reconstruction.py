@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import error_of, tiny_settings, write_clips
 
 from evals.features.representations import encoder_hash
 from evals.main import evaluate
 from evals.pages.reconstruction_page import headline
+from evals.reconstruction.by_clip import key
 from evals.settings import EvalConfig
 from evals.task_configs import ReconstructionTask
 from jepa.config import from_dict
@@ -69,6 +72,44 @@ def test_everything_of_a_run(folder: Path, tmp_path: Path) -> None:
     assert again["rows"] == results["rows"], "nothing is left to chance"
 
 
+def test_samples_stand_beside_what_is_decoded(folder: Path, tmp_path: Path) -> None:
+    plain = EvalConfig(
+        run=str(folder / "run"), task="reconstruction", device="cpu", test=SourceConfig(path=str(folder / "test.npz")),
+        reconstruction=TASK, out=str(tmp_path / "plain"),
+    )  # fmt: skip
+    asked = dataclasses.replace(TASK, samples=3, flow_steps=2, sampling_steps=2)
+    config = dataclasses.replace(plain, reconstruction=asked, out=str(tmp_path / "sampled"))
+    results, without = evaluate(config), evaluate(plain)
+    assert results["rows"] == without["rows"], "samples change nothing of the deterministic decoder"
+    assert without["sampled"] == []
+    places = [("all", "target"), ("masked", "target"), ("forecast", "target"), ("masked", "predicted"),
+              ("forecast", "predicted")]  # fmt: skip
+    expected = [(*place, name, 32, 3, 6) for name in ("trained", "random") for place in places]
+    names = ("places", "what", "model", "tokens", "samples", "clips")
+    assert [tuple(row[name] for name in names) for row in results["sampled"]] == expected
+    for row in results["sampled"]:
+        assert [best["k"] for best in row["best"]] == [1, 2, 3]
+        assert row["best"][0]["psnr"] < row["best"][1]["psnr"] < row["best"][2]["psnr"]
+        assert row["psnr"] > row["best"][0]["psnr"], "the mean of samples is closer than a sample, on average"
+        assert row["diversity"] > 0
+        assert row["calibration"] > 0
+    text = (tmp_path / "sampled" / "results.md").read_text()
+    assert "| samples of | model | PSNR of mean | one | best of 2 | best of 3 | diversity | spread / error |" in text
+    assert "sampled" not in (tmp_path / "plain" / "results.md").read_text()
+    report = (tmp_path / "sampled" / "report.html").read_text()
+    for words in ("predicted, trained: mean of 3", "predicted, random: sample 3", "target latents: spread"):
+        assert f'alt="{words}"' in report
+    with np.load(tmp_path / "sampled" / "clips.npz") as file:
+        for row, kind in [(row, "psnr") for row in results["rows"]] + [(row, "mean") for row in results["sampled"]]:
+            assert float(file[key(row, kind)].mean()) == pytest.approx(row["psnr"], abs=1e-4)
+            assert len(file[f"{key(row, kind)}/hidden"]) == 6
+        best = results["sampled"][3]
+        assert float(file[key(best, "best")].mean()) == pytest.approx(best["best"][-1]["psnr"], abs=1e-4)
+        assert len(set(file["path"].tolist())) == 6
+    again = evaluate(config, tmp_path / "again")
+    assert again["sampled"] == results["sampled"], "nothing is left to chance"
+
+
 def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, test = str(folder / "run"), str(folder / "test.npz")
 
@@ -82,6 +123,9 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "reconstruction.pools must be at least 2 rows and columns, not [1]" in said(
         "--set", "reconstruction.pools=[1]"
     )
+    found = said("--set", "reconstruction.samples=1")
+    assert "reconstruction.samples must be 0 (no samples) or at least 2, not 1" in found
+    assert "reconstruction.guidance must be at least 0, not -1.0" in said("--set", "reconstruction.guidance=-1")
     assert "sees every clip once: leave segments, views and cells out" in said("--test", test, "--views", "2")
     clips = str(folder / "clips.npz")
     assert "12 of the 12 test clips are among the training clips too" in said("--train", clips, "--test", clips)
