@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from evals import compare_tasks, metrics
+from evals import compare_pixels, compare_tasks, metrics
 from evals.matching import Judged, matched, read_judged
 from evals.outcome import PREDICTIONS
 from evals.pages import compare_page
@@ -65,7 +65,8 @@ def compare(folders: Sequence[str | Path], encoders: Sequence[str] = ("trained",
     ``accuracy``, ``error``, ``interval``; from the second column on ``difference`` to the first, its paired bootstrap
     ``difference_interval``, how many clips ``only_this`` and ``only_first`` gets right, and McNemar's exact ``p`` (few
     labels: the difference of the means alone). Evals of the other tasks (``task``) have ``lines`` instead of rows, see
-    ``evals.compare_tasks``. Raises ``ConfigError`` when folders hold no evals, or test sets differ.
+    ``evals.compare_tasks``, and those of the task reconstruction paired ``differences``, see ``evals.compare_pixels``.
+    Raises ``ConfigError`` when folders hold no evals, or test sets differ.
     """
     columns = [column for folder in folders for column in _open(Path(folder), encoders)]
     if len(columns) < 2:
@@ -75,9 +76,8 @@ def compare(folders: Sequence[str | Path], encoders: Sequence[str] = ("trained",
     if len(set(tasks)) > 1:
         raise ConfigError(f"{first.folder} is an eval of the task {tasks[0]}, others are not ({', '.join(tasks)})")
     about = [_column(column) for column in columns]
-    if tasks[0] in compare_tasks.TASKS:
-        given = [{"folder": c.folder, "encoder": c.encoder, "rows": c.results["rows"]} for c in columns]
-        return {"task": tasks[0], "columns": about, "lines": compare_tasks.lines(tasks[0], given)}
+    if tasks[0] in compare_tasks.KNOWN:
+        return {"task": tasks[0], "columns": about, **_lines(tasks[0], columns)}
     shared = [place for place in first.rows() if any(place in other.rows() for other in others)]
     if not shared:
         known = (f"{c.name}: {', '.join(_of(place) for place in c.rows())}" for c in columns)
@@ -94,14 +94,29 @@ def compare(folders: Sequence[str | Path], encoders: Sequence[str] = ("trained",
     return {"columns": about, "rows": rows, "notes": notes}
 
 
+def _lines(task: str, columns: Sequence[Recorded]) -> dict[str, Any]:
+    """``lines`` of a task without probes, and ``notes``."""
+    rows = [[*c.results["rows"], *c.results.get("sampled", [])] for c in columns]
+    given = [{"folder": c.folder, "encoder": c.encoder, "rows": own} for c, own in zip(columns, rows, strict=True)]
+    lines = compare_tasks.lines(task, given)
+    if task != compare_tasks.PIXELS:
+        return {"lines": lines, "notes": []}
+    paired = []
+    for column, own in zip(columns, rows, strict=True):
+        clip = column.results["models"].get(column.encoder, column.results)["clip"]  # random ones see the first's clip
+        own = [row for row in own if compare_tasks.owner(row) in (column.encoder, None)]
+        paired.append(compare_pixels.column(column.name, column.folder, clip, own))
+    return {"lines": lines, "notes": compare_pixels.pair(lines, paired)}
+
+
 def _of(place: Place) -> str:
     return " of ".join(place[:2]) + (f" ({place[2]})" if place[2] else "")
 
 
 def _task(results: Mapping[str, Any]) -> str:
-    """One of ``compare_tasks.TASKS``, or "probes"."""
+    """One of ``compare_tasks.KNOWN``, or "probes"."""
     task = str(results.get("task"))
-    return task if task in compare_tasks.TASKS else "probes"
+    return task if task in compare_tasks.KNOWN else "probes"
 
 
 def _column(column: Recorded) -> dict[str, Any]:
@@ -130,7 +145,7 @@ def _open(folder: Path, encoders: Sequence[str]) -> list[Recorded]:
     if lacking := sorted(({"model", "models"} if other else {"model", "models", "classes"}) - results.keys()):
         raise ConfigError(f"{path} has no {lacking[0]!r}: run that eval again, with this version")
     arrays = {} if other else _read_predictions(folder)
-    known = list(dict.fromkeys(row.get("encoder", row.get("predictor")) for row in rows))
+    known = [name for name in dict.fromkeys(map(compare_tasks.owner, rows)) if name is not None]
     for encoder in encoders:
         if encoder not in known:
             raise ConfigError(f"{folder} has no encoder {encoder!r}{suggest(encoder, known)}")
@@ -211,7 +226,8 @@ def cell_words(cell: Mapping[str, Any] | None) -> tuple[str, str]:
 def explained(comparison: Mapping[str, Any]) -> str:
     """What the numbers are, as far as they occur, and what has to be known about this comparison."""
     if "lines" in comparison:
-        return compare_tasks.WORDS
+        words = compare_pixels.WORDS if comparison["task"] == compare_tasks.PIXELS else compare_tasks.WORDS
+        return " ".join([words, *comparison["notes"]])
     few = any(cell is not None and "seeds" in cell for row in comparison["rows"] for cell in row["cells"])
     return " ".join([WORDS, *([FEW] if few else []), *comparison["notes"]])
 

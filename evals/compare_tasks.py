@@ -1,16 +1,19 @@
-"""Runs of the tasks retrieval, tracking, dense and physics side by side: scores with intervals, without a test.
+"""Runs of the tasks retrieval, tracking, dense, physics and reconstruction side by side: scores with intervals.
 
-These tasks keep no answers clip by clip, so nothing is said about the significance of a difference."""
+But for the last (see ``evals.compare_pixels``) these tasks keep no answers clip by clip, so nothing is said about the
+significance of a difference."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from evals import compare_pixels
 from evals.pages.tables import share
 from jepa.config import ConfigError
 
 WORDS = "Scores with their 95 % intervals or standard errors. No test: this task keeps no answers clip by clip."
+PIXELS = "reconstruction"
 Cells = Mapping[str, Any]
 
 
@@ -23,9 +26,18 @@ class Measure(NamedTuple):
 
 
 def measures(task: str, rows: Sequence[Cells], encoder: str) -> list[Measure]:
-    """What one encoder (or predictor) of a task scored."""
-    own = [row for row in rows if row.get("encoder", row.get("predictor")) == encoder]
+    """What one encoder (or predictor) of a task scored; of the task reconstruction beside what is guessed."""
+    own = [row for row in rows if owner(row) in (encoder, None)]
+    if task == PIXELS:
+        return [Measure(line.name, line.words, line.size) for line in compare_pixels.lines(own)]
     return [measure for row in own for measure in TASKS[task](row)]
+
+
+def owner(row: Cells) -> str | None:
+    """The encoder or predictor that a row is of; None for guesses."""
+    if "what" in row:
+        return compare_pixels.owner(row)
+    return row.get("encoder", row.get("predictor"))
 
 
 def _within(score: float, low: float, high: float) -> str:
@@ -70,6 +82,7 @@ def _physics(row: Cells) -> list[Measure]:
 TASKS: dict[str, Callable[[Cells], list[Measure]]] = {
     "tracking": _tracking, "dense": _dense, "retrieval": _retrieval, "physics": _physics,
 }  # fmt: skip
+KNOWN = (*TASKS, PIXELS)
 
 
 def lines(task: str, columns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

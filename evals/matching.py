@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from evals.outcome import PREDICTIONS, key
@@ -19,7 +20,8 @@ Clip = tuple[str, float, float, int]  # path, span in seconds (-1, -1: the whole
 
 
 class Judged(NamedTuple):
-    """Test clips of one probe and label, in the order of the file: identity, true class, right or wrong."""
+    """Test clips of one probe and label, in the order of the file: identity, true class, right or wrong; or, of the
+    task reconstruction, of one row: identity, no class, and the PSNR in dB."""
 
     folder: Path
     clips: list[Clip]
@@ -35,23 +37,34 @@ def read_judged(
     name = key(probe, label, encoder, variant)
     try:
         labels, said = arrays[f"labels/{label}"], arrays[f"{name}/predictions"]
-        paths, spans = arrays["path"], np.nan_to_num(arrays["span_s"], nan=-1.0)
     except KeyError as error:
         raise ConfigError(f"{folder / PREDICTIONS} lacks {error}: run that eval again") from None
-    counted, seen = np.flatnonzero(labels >= 0), Counter[Any]()
+    counted = np.flatnonzero(labels >= 0)
+    right = torch.from_numpy(said[counted] == labels[counted])
+    return Judged(folder, clips_of(arrays, counted), [names[labels[item]] for item in counted], right)
+
+
+def clips_of(arrays: Mapping[str, Any], items: NDArray[np.integer]) -> list[Clip]:
+    """Identities of ``items`` among the N of the file (``path`` ``[N]``, ``span_s`` ``[N, 2]``)."""
+    paths, spans, seen = arrays["path"], np.nan_to_num(arrays["span_s"], nan=-1.0), Counter[Any]()
     clips: list[Clip] = []
-    for item in counted:
+    for item in items:
         start_s, end_s = (round(float(second), 3) for second in spans[item])
         identity = (str(paths[item]), start_s, end_s)
         clips.append((*identity, seen[identity]))  # a list may name one clip twice
         seen[identity] += 1
-    right = torch.from_numpy(said[counted] == labels[counted])
-    return Judged(folder, clips, [names[labels[item]] for item in counted], right)
+    return clips
 
 
 def matched(first: Judged, other: Judged, label: str) -> tuple[Tensor, bool]:
     """``right`` of the other eval in the order of the first, and whether clips were matched by relative paths only, as
     the folder has moved. Raises ``ConfigError`` when their test sets differ."""
+    order, moved = order_of(first, other, label)
+    return other.right[order], moved
+
+
+def order_of(first: Judged, other: Judged, label: str) -> tuple[Tensor, bool]:
+    """Where the clips of the first eval, in its order, are in the other one: int64 ``[K]``; the rest as ``matched``."""
     moved = set(first.clips) != set(other.clips)
     own, theirs = first.clips, other.clips
     if moved:
@@ -66,7 +79,7 @@ def matched(first: Judged, other: Judged, label: str) -> tuple[Tensor, bool]:
                 f"the test sets differ: {first.clips[n][0]} has {label!r} {first.classes[n]!r} in {first.folder} and "
                 f"{other.classes[place]!r} in {other.folder}"
             )
-    return other.right[torch.tensor(order)], moved
+    return torch.tensor(order, dtype=torch.int64), moved
 
 
 def relative(clips: Sequence[Clip]) -> list[Clip]:
