@@ -233,8 +233,9 @@ class ReconstructionTask:
     masks are drawn by ``seed``. ``loss``: "mse", whose best answer is the mean of what may be there, as PSNR wants it,
     or "l1", the median. ``pools``: also on latents averaged over so many rows and columns (fewer tokens).
 
-    What is predicted: places hidden by the model's own masks, of the family ``mask_token``, and all that follows the
-    share ``context`` of a clip. The random encoder's predictor is trained for ``predictor_steps``.
+    What is predicted: of ``places`` "masked", those hidden by the model's own masks, of the family ``mask_token``, and
+    "forecast", all that follows the share ``context`` of a clip (with the mask token of the model's first causal
+    family, where it has one). The random encoder's predictor is trained for ``predictor_steps``.
     ``pictures``: test clips that are drawn in the report.
 
     ``samples`` of 2 or more: beside it a generative decoder of the same size is fitted to the same latents in
@@ -253,6 +254,7 @@ class ReconstructionTask:
     learning_rate: float = 1e-3
     loss: Literal["mse", "l1"] = "mse"
     pools: tuple[int, ...] = ()
+    places: tuple[Literal["masked", "forecast"], ...] = ("masked", "forecast")
     mask_token: int = 0
     context: float = 0.5
     pictures: int = 4
@@ -272,6 +274,8 @@ class ReconstructionTask:
                 raise ValueError(f"reconstruction.{name} must be at least {value}, not {getattr(self, name)}")
         if self.samples != 0 and self.samples < 2:
             raise ValueError(f"reconstruction.samples must be 0 (no samples) or at least 2, not {self.samples}")
+        if not self.places:
+            raise ValueError("reconstruction.places is empty: name masked, forecast or both")
         if min(self.pools, default=2) < 2:
             raise ValueError(f"reconstruction.pools must be at least 2 rows and columns, not {list(self.pools)}")
         if not 0 < self.context < 1 or self.learning_rate <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from evals.reconstruction.rows import ALL, FORECAST, HEAD, MASKED, ROLLOUT, TITL
 from evals.reconstruction.sampled import sampled_table, sampled_words
 from evals.reconstruction.sampling import SHOWN, Drawn
 
+PICTURES = "pictures.json"  # the strips of ``Pictures``, for other pages
 _HEIGHT, _STILLS = 72, 8
 _ABOUT = {
     ALL: "A decoder is fitted to each kind of frozen latents and judged on clips that it has not seen. That this works "
@@ -51,20 +53,35 @@ class Pictures:
         if len(samples):
             self.add(places, f"{name}: spread", torch.from_numpy(drawing.heat(spread(samples)[:, 0], SPREAD_TOP)))
 
+    def strips(self, places: str) -> list[dict[str, str]]:
+        """Of every clip that is drawn, its frames side by side: data URIs by the names of the ways."""
+        own = self.shown.get(places, {})
+        found = [
+            {name: drawing.jpeg(drawing.side_by_side([f[None] for f in _stills(clips[number])], gap=4)[0], 90)
+             for name, clips in own.items() if number < len(clips)}
+            for number in range(self.count)
+        ]  # fmt: skip
+        return [lines for lines in found if lines]
+
     def draw(self, places: str) -> str:
         """Strips of frames, a line for each way, a card for each clip."""
-        own = self.shown.get(places, {})
-        cards = []
-        for number in range(self.count if own else 0):
-            lines = []
-            for name, clips in own.items():
-                if number < len(clips):
-                    strip = drawing.jpeg(drawing.side_by_side([f[None] for f in _stills(clips[number])], gap=4)[0], 90)
-                    lines.append(f'<tr><th>{page.escape(name)}</th><td><img alt="{page.escape(name)}" '
-                                 f'src="{strip}"></td></tr>')  # fmt: skip
-            if lines:
-                cards.append(page.card(f'<div class="scroll"><table class="strips">{"".join(lines)}</table></div>'))
-        return "".join(cards)
+        return draw_strips(self.strips(places))
+
+    def pack(self) -> bytes:
+        """The file ``PICTURES``: ``strips`` by places, for whoever draws some of them elsewhere."""
+        return json.dumps({places: self.strips(places) for places in self.shown}).encode()
+
+
+def draw_strips(clips: Sequence[Mapping[str, str]]) -> str:
+    """A card for each clip, a line for each of its strips (data URIs by name)."""
+    cards = []
+    for strips in clips:
+        lines = [
+            f'<tr><th>{page.escape(name)}</th><td><img alt="{page.escape(name)}" src="{strip}"></td></tr>'
+            for name, strip in strips.items()
+        ]
+        cards.append(page.card(f'<div class="scroll"><table class="strips">{"".join(lines)}</table></div>'))
+    return "".join(cards)
 
 
 def _stills(clip: Frames) -> Frames:

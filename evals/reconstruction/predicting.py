@@ -116,6 +116,14 @@ def hide(name: str, expecting: Expecting, grid: TokenGrid, count: int, task: Rec
     return Hidden(name, mask.context_ids, grid)
 
 
+def token_of(name: str, expecting: Expecting, task: ReconstructionTask) -> int:
+    """Which of the predictor's mask tokens stands at hidden places of this ``name``: that of the family that hides
+    them, which for a forecast is the first causal one that the model was trained with, if any."""
+    causal = [number for number, family in enumerate(expecting.families) if isinstance(family, CausalConfig)]
+    number = causal[0] if name == FORECAST and causal else task.mask_token
+    return min(number, len(expecting.parts.predictor.mask_tokens) - 1)
+
+
 def expected(
     expecting: Expecting, shown: Shown, hidden: Hidden, mask_token: int, run: Run
 ) -> Callable[[Tensor], Tensor]:

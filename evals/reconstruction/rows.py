@@ -48,7 +48,8 @@ class ReconstructionRow(NamedTuple):
     hidden in which it is found within one patch of where the simulator had it, ``apart`` the median distance in
     patches; both None where nobody knows, as beyond the demo's world. ``frames``: ``psnr`` and ``near`` of every hidden
     frame of a forecast, or so many steps ahead of a rollout (``evals.reconstruction.rollouts``). ``parameters`` of the
-    decoder. None: does not apply.
+    decoder. ``throughout``: share of the clips in which the object is near in every frame of a forecast. None: does not
+    apply.
     """
 
     places: str
@@ -69,6 +70,7 @@ class ReconstructionRow(NamedTuple):
     frames: list[dict[str, Any]]
     parameters: int | None
     clips: int
+    throughout: float | None = None
 
 
 class Scored(NamedTuple):
@@ -121,6 +123,7 @@ class Judge:
             near=None if judged is None else _mean(all_["near"][judged].double()),
             apart=None if judged is None else _median(all_["apart"][judged] / self.patch),
             frames=self._frames(all_, hidden), parameters=parameters, clips=len(self.shown),
+            throughout=self._throughout(all_),
         )  # fmt: skip
         return Scored(row, all_["psnr"], all_["hidden"])
 
@@ -157,6 +160,11 @@ class Judge:
              "near": None if close is None else float(close[:, frame].double().mean())}
             for frame in range(frames - later, frames)
         ]  # fmt: skip
+
+    def _throughout(self, found: Mapping[str, Tensor]) -> float | None:
+        if "by_frame" not in found or "near" not in found:
+            return None
+        return float(found["near"][:, -found["by_frame"].shape[1] :].all(dim=1).double().mean())
 
 
 def digests(mask: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from evals.features.harness import FeatureSet, Split, compute_splits, feature_sp
 from evals.features.representations import EncoderRepresentation, encoder_hash
 from evals.outcome import identities, versions
 from evals.pages import reconstruction_page
-from evals.pages.reconstruction_page import Pictures
+from evals.pages.reconstruction_page import PICTURES, Pictures
 from evals.reconstruction.by_clip import BEST, FILE, MEAN, PSNR, ByClip
 from evals.reconstruction.generative import Generative
 from evals.reconstruction.models import RANDOM, Model, open_models
@@ -34,6 +34,7 @@ from evals.reconstruction.predicting import (
     fit_predictor,
     guesses,
     hide,
+    token_of,
     training_mean,
 )
 from evals.reconstruction.probe import Latents, build_decoder, count, decode, fit_decoder, latents_of
@@ -102,7 +103,8 @@ def reconstruct(config: EvalConfig) -> TaskResult:
     }  # fmt: skip
     tables = [part for part in (table(bench.rows, floor), sampled_tables(bench.sampled)) if part]
     return TaskResult(
-        bench.rows, seconds, result, "\n\n".join(tables), {FILE: bench.by_clip.pack(identities(sources["test"]))},
+        bench.rows, seconds, result, "\n\n".join(tables),
+        {FILE: bench.by_clip.pack(identities(sources["test"])), PICTURES: bench.pictures.pack()},
         "\n\n".join(bench.notes), functools.partial(reconstruction_page.draw, pictures=bench.pictures),
     )  # fmt: skip
 
@@ -228,14 +230,15 @@ class Bench:
         """What is hidden of so many clips of the model, by the first model's masks where these suit its ``grid``."""
         same = isinstance(self.first.expecting, Expecting) and grid == self.first.encoder.grid
         masks = self.first.expecting if same and isinstance(self.first.expecting, Expecting) else expecting
-        if grid.t < 2:
+        names = [name for name in (MASKED, FORECAST) if name in self.task.places]
+        if grid.t < 2 and FORECAST in names:
             self.notes.append(f"{model.name}: a clip of one tubelet has no future.")
-        names = (MASKED, FORECAST) if grid.t > 1 else (MASKED,)
+            names.remove(FORECAST)
         return [hide(name, masks, grid, count, self.task) for name in names]
 
     def _expected(self, model: Model, expecting: Expecting, hidden: Hidden) -> Callable[[Tensor], Tensor]:
         """From rows of the test clips to latents, the hidden ones predicted."""
-        token = min(self.task.mask_token, len(expecting.parts.predictor.mask_tokens) - 1)
+        token = token_of(hidden.name, expecting, self.task)
         return expected(expecting, self.clips[model.encoder.clip]["test"], hidden, token, self.run)
 
     def _expect(

@@ -24,6 +24,7 @@ from evals.reconstruction.predicting import (
     guesses,
     hide,
     open_expecting,
+    token_of,
     training_mean,
 )
 from evals.reconstruction.shown import Shown, normalise, read
@@ -34,6 +35,7 @@ from jepa.data.source_config import SourceConfig
 from jepa.data.sources import open_source
 from jepa.data.transforms import to_values
 from jepa.distributed import Run
+from jepa.masks import CausalConfig
 from jepa.train import TrainConfig, fit
 from jepa.types import ClipConfig, TokenGrid
 
@@ -83,6 +85,16 @@ def test_hidden_pixels_are_those_of_hidden_tokens(expecting: Expecting) -> None:
     later = hide(FORECAST, expecting, GRID, 3, TASK)
     assert later.context_ids.tolist() == [list(range(16))] * 3
     assert later.ids(torch.tensor([2])).tolist() == [list(range(16, 32))]
+
+
+def test_forecasts_have_the_mask_token_of_a_causal_family(expecting: Expecting) -> None:
+    first, *_ = expecting.families
+    causal = expecting._replace(families=(first, CausalConfig(), CausalConfig()))
+    for asked in (0, 1):
+        task = replace(TASK, mask_token=asked)
+        assert token_of(FORECAST, causal, task) == 1
+        assert token_of(MASKED, causal, task) == asked
+        assert [token_of(name, expecting, task) for name in (MASKED, FORECAST)] == [asked, asked]
 
 
 def slow_carried(true: Tensor, seen: Tensor, otherwise: Tensor) -> Tensor:
@@ -159,5 +171,6 @@ def test_models_without_a_predictor_say_why(tmp_path: Path, expecting: Expecting
     assert "objective 'pixels' has no predictor of latents" in str(open_expecting(str(tmp_path / "run")))
     assert [family.kind for family in expecting.families] == ["multiblock", "multiblock"]
     assert replace(TASK, mask_token=9).mask_token == 9, "more than there are families means the last one"
+    assert [token_of(name, expecting, replace(TASK, mask_token=9)) for name in (MASKED, FORECAST)] == [1, 1]
     last = hide(MASKED, expecting, GRID, 2, replace(TASK, mask_token=9))
     assert torch.equal(last.context_ids, hide(MASKED, expecting, GRID, 2, replace(TASK, mask_token=1)).context_ids)

@@ -73,10 +73,30 @@ def test_only_hidden_pixels_count(world: tuple[Shown, list[Scene]]) -> None:
     assert [frame["frame"] for frame in row.frames] == [2, 3]
     assert [frame["psnr"] for frame in row.frames] == pytest.approx([100.0, dim], abs=1e-4)
     assert [frame["near"] for frame in row.frames] == [1.0, 1.0]
+    assert row.throughout == 1.0
     ids, rows = hidden.ids(torch.arange(6)), torch.arange(6)
     ready = normalise(torch.cat((shown.values(rows)[:, :, :2], half(rows)[:, :, 2:]), dim=2), shown.clip)
     expected = pm.feature_distance(small_encoder(), ready, shown.normalised(rows), ids).mean()
     assert row.feature == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_near_in_every_frame_is_less_than_near_in_each(world: tuple[Shown, list[Scene]]) -> None:
+    """Of six clips the first two lose the object in the first hidden frame, and another one in the second."""
+    shown, scenes = world
+    judge, hidden = Judge(shown, small_encoder(), scenes, 0), Hidden(FORECAST, torch.arange(4).repeat(6, 1), GRID)
+
+    def lost(rows: Tensor) -> Tensor:
+        values = shown.values(rows)
+        for clip, frame in ((0, 2), (1, 2), (5, 3)):
+            values[rows == clip, :, frame] = 0
+        values[:, :, 0] = 0  # what was seen does not count
+        return values
+
+    row = judge.scored("predicted", "trained", lost, hidden).row
+    assert [frame["near"] for frame in row.frames] == pytest.approx([4 / 6, 5 / 6])
+    assert row.throughout == pytest.approx(3 / 6)
+    assert judge.scored("target", "trained", lost).row.throughout is None, "only of forecasts"
+    assert Judge(shown, small_encoder(), None, 0).scored("predicted", "x", lost, hidden).row.throughout is None
 
 
 def test_objects_count_where_they_are_hidden(world: tuple[Shown, list[Scene]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ from support import error_of, tiny_settings, write_clips
 
 from evals.features.representations import encoder_hash
 from evals.main import evaluate
-from evals.pages.reconstruction_page import headline
+from evals.pages.reconstruction_page import PICTURES, headline
 from evals.reconstruction.by_clip import key
+from evals.reconstruction.predicting import Expecting, Hidden, expected
+from evals.reconstruction.shown import Shown
 from evals.settings import EvalConfig
 from evals.task_configs import ReconstructionTask
 from jepa.config import from_dict
 from jepa.data.source_config import SourceConfig
+from jepa.distributed import Run
 from jepa.load import load
 from jepa.train import TrainConfig, fit
 
@@ -67,9 +71,38 @@ def test_everything_of_a_run(folder: Path, tmp_path: Path) -> None:
     report = (tmp_path / "report.html").read_text()
     for words in ("Masked places", "What follows the frames", "copy last", "predicted, random", "trained, block 0"):
         assert words in report
+    strips = json.loads((tmp_path / PICTURES).read_text())
+    assert [len(strips[places]) for places in ("all", "masked", "forecast")] == [1, 1, 1]
+    names = ["truth", "seen", "copy last", "target latents", "predicted, trained", "predicted, random"]
+    assert list(strips["forecast"][0]) == names
+    assert strips["forecast"][0]["seen"] in report, "the same pictures"
     assert headline(results["rows"]).startswith("Decoded, at masked places predictions reach ")
     again = evaluate(config, tmp_path / "again")
     assert again["rows"] == results["rows"], "nothing is left to chance"
+
+
+def test_only_the_places_that_are_asked_for(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each is predicted with the mask token of the family that hides it."""
+    settings = tiny_settings(tmp_path, steps=1)
+    settings["masks"] = [settings["masks"][0], {"kind": "causal", "context": [0.5, 0.5]}]
+    fit(from_dict(TrainConfig, settings))
+    tokens: list[tuple[str, int]] = []
+
+    def spy(expecting: Expecting, shown: Shown, hidden: Hidden, mask_token: int, run: Run) -> Any:
+        tokens.append((hidden.name, mask_token))
+        return expected(expecting, shown, hidden, mask_token, run)
+
+    monkeypatch.setattr("evals.tasks.reconstruction.expected", spy)
+    for places in ("masked", "forecast"):
+        config = EvalConfig(
+            run=settings["run_dir"], task="reconstruction", device="cpu", baselines=(), out=str(tmp_path / places),
+            test=SourceConfig(path=str(folder / "test.npz")),
+            reconstruction=dataclasses.replace(TASK, pools=(), places=(places,)),
+        )  # fmt: skip
+        found = evaluate(config)["rows"]
+        assert {row["places"] for row in found} == {"all", places}
+        assert ("predicted", places) in {(row["what"], row["places"]) for row in found}
+    assert tokens == [("masked", 0), ("forecast", 1)]
 
 
 def test_samples_stand_beside_what_is_decoded(folder: Path, tmp_path: Path) -> None:
@@ -123,6 +156,8 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "reconstruction.pools must be at least 2 rows and columns, not [1]" in said(
         "--set", "reconstruction.pools=[1]"
     )
+    assert "reconstruction.places is empty" in said("--set", "reconstruction.places=[]")
+    assert "reconstruction.places" in said("--set", "reconstruction.places=[future]")
     found = said("--set", "reconstruction.samples=1")
     assert "reconstruction.samples must be 0 (no samples) or at least 2, not 1" in found
     assert "reconstruction.guidance must be at least 0, not -1.0" in said("--set", "reconstruction.guidance=-1")
