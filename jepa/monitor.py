@@ -86,7 +86,7 @@ class CollapseMonitor:
             values |= {f"online_{name}": online[name] for name in ("feature_std", "rankme")}
             values["ema_distance"] = ema_distance(objective.target_encoder, objective.encoder)
         if isinstance(objective, MaskedObjective) and batch.masks:
-            values |= prediction_errors(objective, batch, F.layer_norm(tokens, (tokens.shape[-1],)))
+            values |= prediction_errors(objective, batch, levels_of(objective, batch.clip, tokens))
         elif isinstance(objective, PixelsObjective) and batch.masks:
             values |= prediction_errors(objective, batch, objective.targets(batch.clip))
         return values
@@ -172,6 +172,13 @@ def knn_probe(features: Tensor, labels: Tensor, neighbours: int) -> dict[str, Te
     return {"knn": (votes.argmax(dim=1) == labels).float().mean(), "knn_chance": one_hot.mean(dim=0).max()}
 
 
+def levels_of(objective: MaskedObjective, clip: Tensor, tokens: Tensor) -> Tensor:
+    """The targets at all places of ``clip``, ``[B, N, L*D]``; ``tokens`` are the last level's, not yet normed."""
+    if objective.levels is None:
+        return F.layer_norm(tokens, (tokens.shape[-1],))
+    return torch.cat([objective.targets(part) for part in clip.split(_CHUNK)])
+
+
 def prediction_errors(
     objective: MaskedObjective | PixelsObjective, batch: Batch, targets: Tensor
 ) -> dict[str, Tensor]:
@@ -189,7 +196,7 @@ def prediction_errors(
         for start in range(0, len(batch.clip), _CHUNK):
             rows = slice(start, start + _CHUNK)
             part = mask._replace(context_ids=mask.context_ids[rows], target_ids=mask.target_ids[rows])
-            context = objective.encoder(batch.clip[rows], part.context_ids)
+            context = objective.context(batch.clip[rows], part.context_ids)
             predictions.append(objective.predict(context, part, family, batch.clip[rows]))
         own = gather_tokens(targets, mask.context_ids[:, None]).mean(dim=2, keepdim=True)
         sums["error"].append(objective.error(torch.cat(predictions), wanted))

@@ -232,9 +232,9 @@ def report(
     """Read the window's metrics (the only sync), stop if one of them is not finite, log their means and the speed."""
     first, rows = window.read(session.run.reduce_mean)
     check_finite(session, window.names, first, rows)
-    group, figures = session.optimizer.param_groups[0], meter.figures()
+    groups, figures = session.optimizer.param_groups, meter.figures()
     values = dict(zip(window.names, rows.mean(dim=0).tolist(), strict=True))
-    values |= {"lr": group["lr"], "weight_decay": group["weight_decay"], **figures}
+    values |= {"lr": groups[-1]["lr"], "weight_decay": groups[0]["weight_decay"], **figures}
     left = duration((session.config.train.steps - step) * figures["time/step_s"])
     show = [f"loss {values['loss']:.4f}", speed_text(figures), f"{left} left"]
     if figures["skipped"]:

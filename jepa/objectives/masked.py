@@ -1,9 +1,11 @@
 """Masked latent prediction: I-JEPA (arXiv 2301.08243), V-JEPA (2404.08471), V-JEPA 2 (2506.09985).
 
 The predictor sees the context encoder's tokens and predicts, at the target positions, what the target encoder (an EMA
-of the context encoder) makes of the whole clip.
+of the context encoder) makes of the whole clip. With ``predictor.levels`` L > 1 both are the outputs of the last L of
+the encoder's ``levels`` side by side, as in V-JEPA 2.1: what lies near the pixels has to be predicted, too, and cannot
+be dropped on the way up.
 
-Shape legend: B batch, N tokens, Nc context, M target blocks, Nt targets per block, D width.
+Shape legend: B batch, N tokens, Nc context, M target blocks, Nt targets per block, L levels, D width.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.config import ConfigError
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import Work, encoder_flops
 from jepa.models.predictor import Predictor, PredictorConfig
@@ -25,16 +28,19 @@ from jepa.objectives.regularizers import RegularizerConfig, regularize
 from jepa.schedules import RampKind, ramp
 from jepa.types import Batch, ClipConfig, Loss, Mask
 
+MEASURES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedConfig:
-    """``loss``: L1 (V-JEPA) or smooth L1 (I-JEPA). ``momentum``: of the EMA, at the first and the last step.
+    """``loss``: L1 (V-JEPA), smooth L1 (I-JEPA), or the squared error, whose best answer is the mean of what may be
+    there. ``momentum``: of the EMA, at the first and the last step.
 
-    ``regularizer``: an extra term on the context encoder's output that keeps features apart.
+    ``regularizer``: an extra term on the context encoder's last output that keeps features apart.
     """
 
     kind: Literal["masked"] = "masked"
-    loss: Literal["l1", "smooth_l1"] = "l1"
+    loss: Literal["l1", "smooth_l1", "mse"] = "l1"
     momentum: tuple[float, float] = (0.998, 1.0)
     momentum_schedule: RampKind = "linear"
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
@@ -46,7 +52,8 @@ class MaskedConfig:
 
 
 class MaskedObjective(Objective):
-    """Context encoder, predictor with one mask token per mask family, EMA target encoder."""
+    """Context encoder, predictor with one mask token per mask family, EMA target encoder. Raises ``ConfigError`` for a
+    predictor of more levels than the encoder has."""
 
     def __init__(self, config: MaskedConfig, encoder: EncoderConfig, clip: ClipConfig, num_families: int) -> None:
         super().__init__()
@@ -57,6 +64,7 @@ class MaskedObjective(Objective):
             config.predictor, self.encoder.embed_dim, self.encoder.grid, num_families, encoder.position, encoder.rope,
         )  # fmt: skip
         self.num_families = num_families
+        self.levels = target_levels(encoder.levels, config.predictor.levels)
 
     def forward(self, batch: Batch, progress: float) -> Loss:
         """Mean over mask families of the prediction error, plus the regularizer; ``batch.clip`` ``[B, C, T, H, W]``."""
@@ -65,12 +73,12 @@ class MaskedObjective(Objective):
         terms: dict[str, Tensor] = {}
         errors, penalties = [], []
         for family, mask in enumerate(batch.masks):
-            context = self.encoder(batch.clip, mask.context_ids)
+            context = self.context(batch.clip, mask.context_ids)
             predictions = self.predict(context, mask, family, batch.clip)
             errors.append(self.error(predictions, gather_tokens(targets, mask.target_ids)))
             terms[f"prediction_{family}"] = errors[-1].detach()
             if self.config.regularizer is not None:
-                penalty, parts = regularize(self.config.regularizer, context)
+                penalty, parts = regularize(self.config.regularizer, context[..., -self.encoder.embed_dim :])
                 penalties.append(penalty)
                 terms |= {f"{name}_{family}": value for name, value in parts.items()}
         prediction = torch.stack(errors).mean()
@@ -88,20 +96,31 @@ class MaskedObjective(Objective):
         targets = encoder_flops(self.target_encoder, tokens, trained=False)
         return Work(clips * targets + rest.flops, clips * tokens + rest.tokens)
 
+    def tokens(self, encoder: Encoder, clip: Tensor, ids: Tensor | None = None) -> Tensor:
+        """What ``encoder`` makes of the tokens ``ids`` ``[B, Nc]`` of ``clip`` (None: of all), its levels side by side:
+        ``[B, Nc or N, L*D]``."""
+        if self.levels is None:
+            return encoder(clip, ids)
+        return torch.cat(encoder(clip, ids, layers=self.levels), dim=-1)
+
+    def context(self, clip: Tensor, ids: Tensor) -> Tensor:
+        """What the predictor is given of the tokens ``ids`` ``[B, Nc]``: ``[B, Nc, L*D]``."""
+        return self.tokens(self.encoder, clip, ids)
+
     @torch.no_grad()
     def targets(self, clip: Tensor) -> Tensor:
-        """Layer-normed output of the target encoder on the whole clip, fp32 ``[B, N, D]``."""
-        tokens = self.target_encoder(clip)
-        return F.layer_norm(tokens.float(), (tokens.shape[-1],))
+        """Output of the target encoder on the whole clip, each level layer-normed by itself, fp32 ``[B, N, L*D]``."""
+        width = self.encoder.embed_dim
+        levels = self.tokens(self.target_encoder, clip).float().split(width, dim=-1)
+        return torch.cat([F.layer_norm(level, (width,)) for level in levels], dim=-1)
 
     def predict(self, context: Tensor, mask: Mask, family: int, clip: Tensor) -> Tensor:
-        """Predictions ``[B, M, Nt, D]`` from context tokens ``[B, Nc, D]``; the M blocks are predicted apart."""
+        """Predictions ``[B, M, Nt, L*D]`` from context tokens ``[B, Nc, L*D]``; the M blocks are predicted apart."""
         return predict_blocks(self.predictor, context, mask, family, self.encoder.grid_of(clip.shape))
 
     def error(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Mean prediction error over everything, in fp32; a scalar."""
-        measure = F.l1_loss if self.config.loss == "l1" else F.smooth_l1_loss
-        return measure(predictions.float(), targets)
+        return MEASURES[self.config.loss](predictions.float(), targets)
 
     def after_step(self, progress: float) -> None:
         """Move the target encoder towards the context encoder."""
@@ -110,6 +129,19 @@ class MaskedObjective(Objective):
     def momentum(self, progress: float) -> float:
         """Momentum of the EMA at ``progress`` in [0, 1]."""
         return ramp(self.config.momentum_schedule, *self.config.momentum, progress)
+
+
+def target_levels(levels: tuple[int, ...], count: int) -> tuple[int, ...] | None:
+    """The last ``count`` of an encoder's ``levels``, or None where the last block alone is predicted. Raises
+    ``ConfigError`` where there are not so many."""
+    if count == 1:
+        return None
+    if count > len(levels):
+        raise ConfigError(
+            f"objective.predictor.levels: {count} levels are to be predicted, and encoder.levels names "
+            f"{len(levels)}: {list(levels)}. Name as many blocks there, the last one among them"
+        )
+    return levels[-count:]
 
 
 def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

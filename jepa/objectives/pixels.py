@@ -76,7 +76,7 @@ class PixelsObjective(Objective):
         check_families(batch, self.num_families)
         errors = []
         for family, mask in enumerate(batch.masks):
-            context = self.encoder(batch.clip, mask.context_ids)
+            context = self.context(batch.clip, mask.context_ids)
             predictions = self.predict(context, mask, family, batch.clip)
             targets = self.targets(batch.clip, mask.target_ids.flatten(1))
             errors.append(self.error(predictions, targets.unflatten(1, mask.target_ids.shape[1:])))
@@ -102,6 +102,10 @@ class PixelsObjective(Objective):
             return pixels
         channels = pixels.unflatten(-1, (self.encoder.config.in_channels, -1))
         return F.layer_norm(channels, channels.shape[-1:], eps=_EPS).flatten(-2)
+
+    def context(self, clip: Tensor, ids: Tensor) -> Tensor:
+        """What the decoder is given of the tokens ``ids`` ``[B, Nc]``: ``[B, Nc, D]``."""
+        return self.encoder(clip, ids)
 
     def predict(self, context: Tensor, mask: Mask, family: int, clip: Tensor) -> Tensor:
         """Predictions ``[B, M, Nt, P]`` from context tokens ``[B, Nc, D]``; the M blocks are predicted apart."""
