@@ -95,7 +95,7 @@ def build_flow(task: ReconstructionTask, encoder: ClipEncoder, latents: Latents,
 def _build(
     kind: Callable[..., PixelDecoderConfig], task: ReconstructionTask, encoder: ClipEncoder, latents: Latents,
     shown: Shown,
-) -> PixelDecoder | FlowDecoder:
+) -> PixelDecoder | FlowDecoder:  # fmt: skip
     _, frames, height, width, _ = shown.pixels.shape
     grid = latents.stored
     config = kind(

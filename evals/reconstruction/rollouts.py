@@ -13,12 +13,12 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evals import pixel_metrics as pm
 from evals.features.representations import encoder_hash
@@ -26,23 +26,27 @@ from evals.outcome import versions
 from evals.pages import reconstruction_page
 from evals.pages.reconstruction_page import Pictures
 from evals.pairwise import bootstrap_interval
+from evals.reconstruction.by_clip import FILE
 from evals.reconstruction.predicting import training_mean
-from evals.reconstruction.probe import build_decoder, decode, fit_decoder
+from evals.reconstruction.probe import Latents, build_decoder, count, decode, fit_decoder
+from evals.reconstruction.rollout_samples import pack, sample_rollouts
 from evals.reconstruction.rows import (
     GUESS,
     PREDICTED,
     ROLLOUT,
     TARGET,
     ReconstructionRow,
+    Scored,
+    digest,
     moving_psnr,
     set_distances,
     table,
 )
+from evals.reconstruction.sampled import ScoredSamples, sampled_tables
 from evals.reconstruction.shown import Shown, normalise
 from evals.reconstruction.worlds import (
     FRAMES,
     Scale,
-    Training,
     Windows,
     cut,
     fit_predictor,
@@ -99,20 +103,29 @@ def dream(config: EvalConfig) -> TaskResult:
         names = [] if states is None else state_names(parts.test, states.shape[-1])
         judge = Watcher(windows[TRAINED], names, seer, horizons, config.random_seed)
         sides, decoders = dict[tuple[str, str], Tensor](), dict[str, PixelDecoder]()
+        latents, fitted = dict[str, dict[str, Latents]](), dict[str, tuple[Latents, Shown]]()
         for name, one in seers.items():
             if name != TRAINED:
                 fit_predictor(one, training.stretches[name], recipe, task)
-            decoders[name], found = look(one, training, name, windows[name], horizons, task)
+            scale = Scale.of(training.latents[name])
+            fitted[name] = scale.latents(training.latents[name], one), training.shown
+            latents[name] = imagined(windows[name], one, scale, horizons, task)
+            decoders[name], found = look(one, fitted[name], name, latents[name], len(horizons), task)
             sides |= {(what, name): made for what, made in found.items()}
             seconds[name], began = time.perf_counter() - began, time.perf_counter()
         sides |= guesses(windows[TRAINED], seer.context, len(horizons), training_mean(training.shown))
-        rows = [judge.row(what, name, made, decoders.get(name)) for (what, name), made in sides.items()]
-        seconds["scores"] = time.perf_counter() - began
+        scored = [judge.scored(what, name, made, decoders.get(name)) for (what, name), made in sides.items()]
+        seconds["scores"], began = time.perf_counter() - began, time.perf_counter()
+        pictures, sampled = Pictures(task.pictures), list[ScoredSamples]()
+        for (what, name), made in {("", "truth"): judge.truth, **sides}.items():
+            pictures.add(ROLLOUT, f"{what} {name}".strip(), made)
+        for name, one in seers.items() if task.samples else ():
+            sampled += sample_rollouts(
+                name, one, fitted[name], latents[name], judge.truth, judge.scored, task, pictures
+            )  # fmt: skip
+            seconds[f"{name}, samples"], began = time.perf_counter() - began, time.perf_counter()
     for name, one in seers.items():
         assert encoder_hash(one.world.encoder) == hashes[name], f"the encoder of {name} changed"
-    pictures = Pictures(task.pictures)
-    for (what, name), made in {("", "truth"): judge.truth, **sides}.items():
-        pictures.add(ROLLOUT, f"{what} {name}".strip(), made)
     about = facts(Subject(TRAINED, config.run, seer.world.encoder), hashes[TRAINED])
     notes = [f"{len(failures)} episodes cannot be read and are left out."] if failures else []
     floor = set_distances(judge.real, judge.real)
@@ -120,29 +133,38 @@ def dream(config: EvalConfig) -> TaskResult:
         **about, "models": {TRAINED: about}, "device": str(run.device), "precision": run.precision, "floor": floor,
         "train_clips": len(training.shown), "versions": versions(), "horizons": horizons, "tracked": judge.tracked,
         "unreadable": {failure.path: failure.reason for failure in failures},
+        "sampled": [one.row._asdict() for one in sampled],
     }  # fmt: skip
+    readable = [one.name for one in parts.test if one.name not in result["unreadable"]]
+    rows, files = [one.row for one in scored], {FILE: pack(windows[TRAINED], readable, scored, sampled)}
+    words = [part for part in (table(rows, floor), sampled_tables([one.row for one in sampled])) if part]
     report = functools.partial(reconstruction_page.draw, pictures=pictures)
-    return TaskResult(rows, seconds, result, table(rows, floor), {}, "\n\n".join(notes), report)
+    return TaskResult(rows, seconds, result, "\n\n".join(words), files, "\n\n".join(notes), report)
 
 
 def look(
-    seer: Seer, training: Training, name: str, windows: Windows, horizons: Sequence[int], task: ReconstructionTask
-) -> tuple[PixelDecoder, dict[str, Tensor]]:
-    """A decoder of the latents of the model ``name``, and what it makes of true and of imagined ones."""
-    scale = Scale.of(training.latents[name])
-    latents = scale.latents(training.latents[name], seer)
-    decoder = build_decoder(task, seer.world.encoder, latents, training.shown)
-    fit_decoder(decoder, latents, training.shown, task, seer.run)
-    found = rolled(decoder, windows, seer, scale, horizons, task)
-    log.info("%s: rollouts of %d windows decoded", name, len(windows.pixels))
+    seer: Seer, fitted: tuple[Latents, Shown], name: str, sides: Mapping[str, Latents], steps: int,
+    task: ReconstructionTask,
+) -> tuple[PixelDecoder, dict[str, Tensor]]:  # fmt: skip
+    """A decoder of the latents of the model ``name``, ``fitted`` to those of single frames, and what it makes of the
+    latents of every step of windows, ``[W * h, n, D]``: uint8 ``[W, h, H, W, 3]``."""
+    latents, shown = fitted
+    decoder = build_decoder(task, seer.world.encoder, latents, shown)
+    fit_decoder(decoder, latents, shown, task, seer.run)
+    found: dict[str, Tensor] = {}
+    for what, own in sides.items():
+        count = len(own.parts[0])
+        like = shown.pixels[:1].expand(count, -1, -1, -1, -1)  # only counted and measured
+        made = decode(decoder, own, Shown(like, torch.arange(count), [""] * count, shown.clip, {}), task, seer.run)
+        found[what] = made[:, 0].unflatten(0, (-1, steps))
+    log.info("%s: rollouts of %d windows decoded", name, len(made) // steps)
     return decoder, found
 
 
-def rolled(
-    decoder: PixelDecoder, windows: Windows, seer: Seer, scale: Scale, horizons: Sequence[int],
-    task: ReconstructionTask,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Decoded latents of every horizon, uint8 ``[W, h, H, W, 3]``: "target", of the true frames, and "predicted"."""
+def imagined(
+    windows: Windows, seer: Seer, scale: Scale, horizons: Sequence[int], task: ReconstructionTask
+) -> dict[str, Latents]:
+    """Latents of every horizon, ``[W * h, n, D]``: "target", of the true frames, and "predicted"."""
     device, context, world = seer.run.device, seer.context, seer.world
     found: dict[str, list[Tensor]] = {TARGET: [], PREDICTED: []}
     for rows in torch.arange(len(windows.pixels)).split(task.batch_size):
@@ -152,14 +174,7 @@ def rolled(
             ahead = predict_horizons(world, latents, actions, states, context, horizons)
         for name, side in ((TARGET, "truth"), (PREDICTED, "predicted")):
             found[name].append(torch.stack([getattr(ahead[h], side).float().cpu() for h in horizons], dim=1))
-    sides: dict[str, Tensor] = {}
-    for what, parts in found.items():
-        flat = torch.cat(parts).flatten(0, 1)
-        like = windows.pixels[:1, :1].expand(len(flat), -1, -1, -1, -1)  # only counted and measured
-        shown = Shown(like, torch.arange(len(flat)), [""] * len(flat), world.clip, {})
-        made = decode(decoder, scale.latents(flat, seer), shown, task, seer.run)
-        sides[what] = made[:, 0].unflatten(0, (len(windows.pixels), len(horizons)))
-    return sides
+    return {what: scale.latents(torch.cat(parts).flatten(0, 1), seer) for what, parts in found.items()}
 
 
 def guesses(windows: Windows, context: int, horizons: int, mean: Tensor) -> dict[tuple[str, str], Tensor]:
@@ -199,7 +214,7 @@ class Watcher:
         if float(right.double().mean()) >= TRUSTED:
             self.places, self.tracked = places, wanted
 
-    def row(self, what: str, model: str, made: Tensor, decoder: PixelDecoder | None) -> ReconstructionRow:
+    def scored(self, what: str, model: str, made: Tensor, decoder: nn.Module | None) -> Scored:
         """Scores of ``made``, uint8 ``[W, h, H, W, 3]``, by ``decoder`` (None: nothing is decoded). Intervals are over
         episodes."""
         found = self._gather(_values, made)
@@ -214,15 +229,17 @@ class Watcher:
             for k, h in enumerate(self.horizons)
         ]  # fmt: skip
         middle = None if apart is None else float((apart / self.patch).nan_to_num(torch.inf).median())
-        return ReconstructionRow(
+        row = ReconstructionRow(
             places=ROLLOUT, what=what, model=model, layer=None, tokens=self.latents.shape[2] if decoder else None,
             psnr=float(by_step.mean()), low=low, high=high, moving=float(known.mean()) if len(known) else None,
             ssim=float(found["ssim"].mean()) if "ssim" in found else None, feature=float(found["feature"].mean()),
             **set_distances(self.real, found["features"]),
             near=None if close is None else float(close.double().mean()),
             apart=None if middle is None or middle == torch.inf else middle, frames=frames,
-            parameters=sum(p.numel() for p in decoder.parameters()) if decoder else None, clips=len(made),
+            parameters=count(decoder) if decoder else None, clips=len(made),
         )  # fmt: skip
+        judged = digest(f"{self.seer.context} given, {list(self.horizons)} ahead, {list(made.shape[2:])}".encode())
+        return Scored(row, by_step.mean(dim=1), torch.full((len(made),), judged))
 
     def _gather(self, values: Callable[[Tensor], Tensor], made: Tensor) -> dict[str, Tensor]:
         found: dict[str, list[Tensor]] = {}

@@ -171,9 +171,13 @@ def digests(mask: Tensor) -> Tensor:
     """A number for the size of each clip and the pixels in question, bool ``[B, 1, T, H, W]``: int64 ``[B]``."""
     found = []
     for clip in mask.cpu().numpy():
-        content = f"{clip.shape}".encode() + np.packbits(clip).tobytes()
-        found.append(int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True))
+        found.append(digest(f"{clip.shape}".encode() + np.packbits(clip).tobytes()))
     return torch.tensor(found, dtype=torch.int64)
+
+
+def digest(content: bytes) -> int:
+    """A number of 64 bits, with its sign, that differs where ``content`` does."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
 
 
 def values_of(pixels: Tensor) -> Callable[[Tensor], Tensor]:

@@ -94,13 +94,16 @@ class Drawn(NamedTuple):
 
 
 def gather(
-    draw: ByRows, truth: ByRows, count: int, masks: Sequence[ByRows | None], batch: int, pictures: int
+    draw: ByRows, truth: ByRows, count: int, masks: Sequence[ByRows | None], batch: int, pictures: int,
+    by_frame: bool = False,
 ) -> Drawn:  # fmt: skip
     """Draw the samples of ``count`` clips, so many of a ``batch`` at a time, and keep those of the first ``pictures``.
 
     ``truth``: true clips ``[B, C, T, H, W]``; ``masks``: which pixels are in question, bool ``[B, 1, T, H, W]`` (None:
-    all), one for each kind of places.
+    all), one for each kind of places. ``by_frame``: the PSNR of a sample is the mean over those of its frames, as
+    rollouts have it; without masks.
     """
+    assert not by_frame or list(masks) == [None], "rollouts are judged everywhere"
     mean, first, kept = list[Tensor](), list[Tensor](), list[Tensor]()
     found: list[list[tuple[Tensor, ...]]] = [[] for _ in masks]
     for rows in torch.arange(count).split(batch):
@@ -112,12 +115,16 @@ def gather(
         for mask, parts in zip(masks, found, strict=True):
             chosen = None if mask is None else mask(rows)
             each = None if chosen is None else chosen[:, None]
-            parts.append((
-                pm.psnr(samples, true[:, None], each), pm.diversity(samples, chosen),
-                pm.mean_square(middle, true, chosen),
-            ))  # fmt: skip
+            quality = frame_psnr(samples, true[:, None]) if by_frame else pm.psnr(samples, true[:, None], each)
+            parts.append((quality, pm.diversity(samples, chosen), pm.mean_square(middle, true, chosen)))
     scores = [Scores(*(torch.cat(column) for column in zip(*parts, strict=True))) for parts in found]
     return Drawn(torch.cat(mean), torch.cat(first), torch.cat(kept), scores)
+
+
+def frame_psnr(predicted: Tensor, true: Tensor) -> Tensor:
+    """Mean over frames of the PSNR of each, ``[...]`` in dB, of clips ``[..., C, T, H, W]``."""
+    frames = (side.transpose(-4, -3)[..., None, :, :] for side in (predicted, true))  # [..., T, C, 1, H, W]
+    return pm.psnr(*frames).mean(dim=-1)
 
 
 def _bytes(values: Tensor) -> Tensor:

@@ -38,13 +38,15 @@ FRAMES = 4  # frames that a decoder is fitted on, for each of reconstruction.tra
 
 class Windows(NamedTuple):
     """Parts of test episodes: ``pixels`` uint8 ``[W, T, H, W, 3]``, ``latents`` ``[W, T, n, D]``, ``actions`` ``[W,
-    T-1, A]``, ``states`` ``[W, T, S]`` (None: there are none), and the ``episodes`` ``[W]`` that they are from."""
+    T-1, A]``, ``states`` ``[W, T, S]`` (None: there are none), and the ``episodes`` ``[W]`` that they are from, counted
+    over those that can be read, with the frames ``[W]`` at which they begin (``starts``)."""
 
     pixels: Tensor
     latents: Tensor
     actions: Tensor
     states: Tensor | None
     episodes: list[int]
+    starts: list[int]
 
 
 class Stretch(NamedTuple):
@@ -185,7 +187,7 @@ def cut(
     """Up to ``count`` windows of ``length`` frames evenly over every episode that is long enough: the same for every
     model, with latents of its own. Raises ``ConfigError`` when none is."""
     first = seers[TRAINED]
-    found: list[tuple[Tensor, Tensor, Tensor | None, int]] = []
+    found: list[tuple[Tensor, Tensor, Tensor | None, int, int]] = []
     latents = {name: list[Tensor]() for name in seers}
     for number, episode in enumerate(watch(recorded, first, failures)):
         encoded = {name: seer.encode(episode.frames)[0].cpu() for name, seer in seers.items()}
@@ -193,7 +195,7 @@ def cut(
         for start in starts_of(len(pixels) - length, count):
             part = slice(start, start + length)
             states = None if episode.states is None else episode.states[part].cpu()
-            found.append((pixels[part], episode.actions[start : start + length - 1].cpu(), states, number))
+            found.append((pixels[part], episode.actions[start : start + length - 1].cpu(), states, number, start))
             for name, own in encoded.items():
                 latents[name].append(own[part])
     if not found:
@@ -201,5 +203,5 @@ def cut(
     shown, actions = (torch.stack([window[k] for window in found]) for k in (0, 1))  # type: ignore[misc]
     known = [window[2] for window in found if window[2] is not None]
     states = torch.stack(known) if len(known) == len(found) else None
-    episodes = [window[3] for window in found]
-    return {name: Windows(shown, torch.stack(own), actions, states, episodes) for name, own in latents.items()}
+    episodes, starts = [window[3] for window in found], [window[4] for window in found]
+    return {name: Windows(shown, torch.stack(own), actions, states, episodes, starts) for name, own in latents.items()}

@@ -78,7 +78,8 @@ def test_differences_are_those_of_the_same_clips_in_any_order(tmp_path: Path) ->
     assert one["cells"][1].startswith(f"{float(SECOND.mean()):.2f} [1.00, 2.00]; +1.12 [")
     assert ";" not in one["cells"][0]
     assert lines["masked, copy last: PSNR (dB)"]["differences"][1] == {"difference": 0.0, "interval": [0.0, 0.0]}
-    for name in ("all, target", "all, target, block 1", "all, target, 2 tokens", "masked, predicted, mean of 4 samples"):
+    others = ("all, target", "all, target, block 1", "all, target, 2 tokens", "masked, predicted, mean of 4 samples")
+    for name in others:
         assert lines[f"{name}: PSNR (dB)"]["differences"][1]["difference"] == pytest.approx(9 / 8)
     assert lines["masked, predicted, best of 4 samples: PSNR (dB)"]["cells"][0] == "27.00"
     assert lines["masked, predicted, 4 samples: diversity"]["cells"] == ["0.1250", "0.1250"]

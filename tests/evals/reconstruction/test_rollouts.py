@@ -11,7 +11,9 @@ import torch
 from made_worlds import world_settings
 from support import error_of
 
+from evals.compare import compare
 from evals.main import evaluate
+from evals.reconstruction.by_clip import key
 from evals.reconstruction.probe import build_decoder
 from evals.reconstruction.rollouts import Watcher, Windows, is_world_model
 from evals.reconstruction.shown import Shown
@@ -69,6 +71,30 @@ def test_the_task_on_a_world_model(folder: Path, tmp_path: Path) -> None:
     assert quiet["rows"][:2] == rows[:2], "the random twin changes nothing of the model's own"
 
 
+def test_samples_of_rollouts_stand_beside_them(folder: Path, tmp_path: Path) -> None:
+    plain = EvalConfig(
+        run=str(folder / "run"), task="reconstruction", device="cpu", reconstruction=TASK, out=str(tmp_path / "plain"),
+        world_model=WorldModelTask(windows=2), baselines=(),
+    )  # fmt: skip
+    asked = dataclasses.replace(TASK, samples=2, flow_steps=30, sampling_steps=2)
+    config = dataclasses.replace(plain, reconstruction=asked, out=str(tmp_path / "sampled"))
+    results, without = evaluate(config), evaluate(plain)
+    assert results["rows"] == without["rows"]
+    found = [(row["places"], row["what"], row["model"], row["clips"]) for row in results["sampled"]]
+    assert found == [("rollout", "target", "trained", 4), ("rollout", "predicted", "trained", 4)]
+    for row in results["sampled"]:
+        assert row["diversity"] > 0
+        assert row["psnr"] > row["best"][0]["psnr"] - 0.01, "but for the rounding of the mean to 8 bits"
+    assert 'alt="predicted trained: spread"' in (tmp_path / "sampled" / "report.html").read_text()
+    with np.load(tmp_path / "sampled" / "clips.npz") as file:
+        assert len(set(file["group"].tolist())) == 2, "episodes"
+        for row in results["rows"]:
+            assert float(file[key(row, "psnr")].mean()) == pytest.approx(row["psnr"], abs=1e-4)
+    compared = compare([tmp_path / "plain", tmp_path / "sampled"])
+    line = next(one for one in compared["lines"] if one["measure"] == "rollout, predicted: PSNR (dB)")
+    assert line["differences"] == [None, {"difference": 0.0, "interval": [0.0, 0.0]}]
+
+
 def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", str(folder / "run"), "--task", "reconstruction", "--device", "cpu"]
     for words in (["--sweep-layers"], ["--against", "timm:resnet18"], ["--set", "reconstruction.pools=[2]"]):
@@ -103,7 +129,8 @@ def rooms(folder: Path) -> tuple[Windows, Seer]:
         pixels.append(np.stack([picture.render(one) for one in path]))
     frames = torch.from_numpy(np.stack(pixels))
     latents = torch.cat([seer.encode(frames[k : k + 1].movedim(-1, 1).float() / 255) for k in range(6)])
-    return Windows(frames, latents, torch.zeros(6, 4, 2), torch.from_numpy(np.stack(states)), [0, 0, 1, 1, 2, 2]), seer
+    known = torch.from_numpy(np.stack(states))
+    return Windows(frames, latents, torch.zeros(6, 4, 2), known, [0, 0, 1, 1, 2, 2], [0, 9] * 3), seer
 
 
 def test_discs_are_followed(rooms: tuple[Windows, Seer]) -> None:
@@ -113,16 +140,16 @@ def test_discs_are_followed(rooms: tuple[Windows, Seer]) -> None:
     like = Shown(windows.pixels[:, :1, :, :, :][:1], torch.arange(1), [""], seer.world.clip, {})
     latents = windows.latents[:1, 0]
     decoder = build_decoder(TASK, seer.world.encoder, Scale.of(latents).latents(latents, seer), like)
-    perfect = watcher.row("target", "trained", watcher.truth, decoder)
+    perfect = watcher.scored("target", "trained", watcher.truth, decoder).row
     assert (perfect.psnr, perfect.near, perfect.ssim) == (100.0, 1.0, pytest.approx(1.0))
     assert perfect.apart is not None
     assert perfect.apart < 0.2, "less than two pixels of a patch of 8"
     still = windows.pixels[:, :1].expand(-1, 2, -1, -1, -1)
-    copied = watcher.row("guess", "copy last", still, None)
+    copied = watcher.scored("guess", "copy last", still, None).row
     # a step is 0.04 of the side and a patch 0.25: all are near but none of the agents would be after seven
     assert [frame["near"] for frame in copied.frames] == [1.0, 1.0]
     assert copied.apart == pytest.approx((0.04 / 0.25) / 2, abs=0.1)
-    grey = watcher.row("guess", "training mean", torch.full_like(watcher.truth, 128), None)
+    grey = watcher.scored("guess", "training mean", torch.full_like(watcher.truth, 128), None).row
     assert (grey.near, grey.apart) == (0.0, None)
 
 

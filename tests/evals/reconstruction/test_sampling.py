@@ -62,6 +62,9 @@ def test_scores_are_those_of_loops() -> None:
             assert scores.psnr[clip].tolist() == pytest.approx(expected)
             pairs = [((a - b) ** 2).mean() for a, b in itertools.combinations(clips, 2)]
             assert scores.diversity[clip].item() == pytest.approx(np.sqrt(np.mean(pairs)))
+    steps = gather(samples.__getitem__, true.__getitem__, 5, [None], batch=2, pictures=0, by_frame=True).scores[0].psnr
+    squares = (samples - true[:, None]).double().square().mean(dim=(2, 4, 5))  # [5, 3, T]
+    assert steps.flatten().tolist() == pytest.approx((-10 * squares.log10()).mean(dim=2).flatten().tolist())
     one_by_one = gather(samples.__getitem__, true.__getitem__, 5, [mask.__getitem__], batch=1, pictures=3)
     assert torch.equal(one_by_one.mean, drawn.mean)
     assert torch.equal(one_by_one.kept, drawn.kept)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support import error_of, tiny_settings, write_clips
 
+from evals.compare import compare
 from evals.features.representations import encoder_hash
 from evals.main import evaluate
 from evals.pages.reconstruction_page import PICTURES, headline
@@ -141,6 +142,15 @@ def test_samples_stand_beside_what_is_decoded(folder: Path, tmp_path: Path) -> N
         assert len(set(file["path"].tolist())) == 6
     again = evaluate(config, tmp_path / "again")
     assert again["sampled"] == results["sampled"], "nothing is left to chance"
+    compared = compare([tmp_path / "plain", tmp_path / "sampled"])
+    lines = {line["measure"]: line["differences"][1] for line in compared["lines"]}
+    assert lines["masked, predicted: PSNR (dB)"] == {"difference": 0.0, "interval": [0.0, 0.0]}
+    assert lines["masked, predicted, mean of 3 samples: PSNR (dB)"] is None, "only one has samples"
+    assert compared["notes"] == []
+    both = compare([tmp_path / "sampled"], ["trained", "random"])
+    line = next(one for one in both["lines"] if one["measure"] == "masked, predicted, mean of 3 samples: PSNR (dB)")
+    means = [row["psnr"] for row in results["sampled"] if (row["places"], row["what"]) == ("masked", "predicted")]
+    assert line["differences"][1]["difference"] == pytest.approx(means[1] - means[0], abs=1e-4)
 
 
 def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
