@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from jepa.objectives import (
     VarianceCovarianceConfig,
     build_objective,
 )
+from jepa.objectives.regularizers import regularize
 from jepa.types import Batch, ClipConfig
 
 CLIP = ClipConfig(num_frames=4, fps=8, crop_size=32)
@@ -144,3 +147,57 @@ def test_configs_survive_a_round_trip_and_errors_name_the_field() -> None:
     objective, batch = make(VJEPA)
     with pytest.raises(ConfigError, match="2 mask families, the batch 1"):
         objective(Batch(batch.clip, batch.masks[:1]), 0.0)
+
+
+def leveled(count: int, **options: object) -> MaskedObjective:
+    """An objective that predicts the last ``count`` of the blocks 0 and 1."""
+    torch.manual_seed(0)
+    config = MaskedConfig(predictor=replace(PREDICTOR, levels=count), **options)  # type: ignore[arg-type]
+    objective = build_objective(config, replace(ENCODER, levels=(0, 1)), CLIP, 1)
+    assert isinstance(objective, MaskedObjective)
+    return objective
+
+
+def test_levels_are_predicted_side_by_side_each_normed_by_itself() -> None:
+    objective = leveled(2, loss="mse", regularizer=VarianceCovarianceConfig())
+    masks = [build_masks([MultiBlockConfig()], objective.encoder.grid)[0].draw(np.random.default_rng(0), 2)]
+    batch = Batch(torch.randn(2, 3, 4, 32, 32), masks)
+    loss = objective(batch, 0.0)
+    errors = []
+    with torch.no_grad():
+        low, high = objective.target_encoder(batch.clip, layers=(0, 1))
+        context = torch.cat(objective.encoder(batch.clip, masks[0].context_ids, layers=(0, 1)), dim=-1)
+        for row in range(2):
+            for block in masks[0].target_ids[row]:
+                found = objective.predictor(context[row][None], masks[0].context_ids[row][None], block[None])[0]
+                for predicted, level in zip(found.split(24, dim=-1), (low, high), strict=True):
+                    tokens = level[row, block]
+                    centred = tokens - tokens.mean(dim=-1, keepdim=True)
+                    target = centred / torch.sqrt(tokens.var(dim=-1, unbiased=False, keepdim=True) + 1e-5)
+                    errors.append((predicted - target).square().mean())
+        alone = regularize(VarianceCovarianceConfig(), context[..., 24:])[0]  # of the last level
+    assert loss.terms["prediction"].item() == pytest.approx(torch.stack(errors).mean().item(), rel=1e-4)
+    assert loss.total.item() == pytest.approx(torch.stack(errors).mean().item() + alone.item(), rel=1e-4)
+    loss.total.backward()
+    assert all(p.grad is not None and p.grad.any() for p in objective.encoder.norms_block.parameters())
+
+
+def test_one_level_of_an_encoder_with_several_is_the_last_block_alone() -> None:
+    objective = leveled(1)
+    assert objective.levels is None
+    clip = torch.randn(2, 3, 4, 32, 32)
+    expected = F.layer_norm(objective.target_encoder(clip), (24,))
+    torch.testing.assert_close(objective.targets(clip), expected)
+
+
+def test_more_levels_than_the_encoder_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"predictor\.levels: 3 levels .* encoder\.levels names 2: \[0, 1\]"):
+        leveled(3)
+    with pytest.raises(ConfigError, match=r"encoder\.levels names 0"):
+        build_objective(MaskedConfig(predictor=replace(PREDICTOR, levels=2)), ENCODER, CLIP, 1)
+
+
+def test_squared_errors() -> None:
+    objective, batch = make([IJepaConfig()], loss="mse")
+    expected = slow_loss(objective, batch, lambda p, t: (p - t).square().mean())
+    assert objective(batch, 0.0).total.item() == pytest.approx(expected, rel=1e-4)
