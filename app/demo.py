@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jepa.train import TrainConfig
 
 T = TypeVar("T")
+Decoded = dict[str, dict[str, Mapping[str, Any]]]  # rows of the task reconstruction by places and way
 
 TRAIN_CLIPS = 2400
 LABELS = ("object", "motion")
@@ -21,6 +22,9 @@ POOL = {"linear": (1, 1, 1), "attentive": (1, 2, 2)}  # attentive probes see 2 x
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 PAIRS = 8  # possible and impossible videos for each condition
 SHORT_PAIRS = 2
+DECODE = {"train_clips": 1024, "test_clips": 128, "steps": 600, "predictor_steps": 600}
+SHORT_DECODE = {"train_clips": 200, "test_clips": 32, "steps": 60, "predictor_steps": 60}
+FORECAST_FRAMES = 16  # of a clip whose first half is seen, one after the other as in the file
 SHORT = {"train_clips": 1200, "test_clips": 400, "steps": 400, "probes": ("linear",)}  # what CI can afford
 SHORT_MARGIN = 0.1  # by how much the short run's linear motion probe must beat the random encoder
 
@@ -53,22 +57,25 @@ class Stages:
 
 
 def run(args: argparse.Namespace) -> None:
+    from evals.pages.decoded_section import verdict
+
     out = Path(args.out if not args.short or args.out != "runs/demo" else "runs/demo-short")
     if args.short:
         args.train_clips, args.test_clips = SHORT["train_clips"], SHORT["test_clips"]
         args.steps = args.steps or SHORT["steps"]
-    stages = Stages(("render", "pretrain", "probe", "physics", "report"))
+    stages = Stages(("render", "pretrain", "probe", "physics", "decode", "report"))
     folder = out / ("world" if args.train_clips == TRAIN_CLIPS else f"world-{args.train_clips}")
     world = stages.run("render", lambda: render_world(folder, args))
     config = training_config(args, out, world)
     stages.run("pretrain", lambda: pretrain(config))
     results = stages.run("probe", lambda: probe(config, world, SHORT["probes"] if args.short else PROBES, args.seed))
     physics = stages.run("physics", lambda: judge(config, SHORT_PAIRS if args.short else PAIRS, args.seed))
-    summary = {**summarise(config, results), "physics": physics_scores(physics)}
+    decoded = stages.run("decode", lambda: decode(config, world, SHORT_DECODE if args.short else DECODE, args.seed))
+    summary = {**summarise(config, results), "physics": physics_scores(physics), "decoded": decoded_scores(decoded)}
     report = stages.run("report", lambda: draw(results, out, stages.seconds, args.short))
     summary["seconds"] = first_seconds(out / "summary.json", summary["steps"], stages.seconds)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(f"\n{results['table']}\n\n{physics['table']}")
+    print(f"\n{results['table']}\n\n{physics['table']}\n\n{verdict(decoded)}")
     print(f"\nsummary: {out / 'summary.json'}\nreport:  {report}  (open it in a browser)")
     if args.short:
         check_learned(summary)
@@ -147,6 +154,57 @@ def physics_scores(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     return scores
 
 
+def decode(config: TrainConfig, world: Path, settings: dict[str, int], seed: int) -> Decoded:
+    """What does the predictor expect, in pixels? At places that the model's own masks hide of its own clips, and in
+    the frames that follow those that it saw. ``settings``: of ``evals.task_configs.ReconstructionTask``."""
+    from evals.main import evaluate
+    from evals.pages.decoded_section import compared
+    from evals.settings import EvalConfig
+    from evals.task_configs import ClipChanges, ReconstructionTask
+    from jepa.data.sources import SourceConfig
+
+    found: Decoded = {}
+    clips = {"masked": ClipChanges(), "forecast": ClipChanges(num_frames=FORECAST_FRAMES, frame_step=1)}
+    for places, clip in clips.items():  # a decoder and a random encoder's predictor are of one kind of clips
+        results = evaluate(
+            EvalConfig(
+                run=config.run_dir,
+                task="reconstruction",
+                train=SourceConfig(path=str(world / "train.csv")),
+                test=SourceConfig(path=str(world / "test.csv")),
+                clip=clip,
+                random_seed=seed + 1,
+                batch_size=32,
+                cache_gb=0.0,  # nobody uses these tokens again
+                reconstruction=ReconstructionTask(places=(places,), pictures=2, seed=seed, **settings),  # type: ignore[arg-type]
+                out=str(decoded_folder(Path(config.run_dir)) / places),
+            )
+        )
+        found[places] = compared(results["rows"], places)
+    return found
+
+
+def decoded_folder(run_dir: Path) -> Path:
+    """Where the results of the decode stage are, of masked places and of forecasts in a folder each."""
+    return run_dir / "evals" / "reconstruction"
+
+
+def decoded_scores(decoded: Decoded) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Of every way to fill in what was hidden, ``[places][way]``: PSNR in dB and, where objects move, ``moving``; of
+    forecasts the share of frames (``near``), and of clips in the last frame and in all of them, with the object within
+    one patch of its true place. None: not known."""
+    scores: dict[str, dict[str, dict[str, float | None]]] = {}
+    for places, rows in decoded.items():
+        for way, row in rows.items():
+            found = {"psnr": row["psnr"], "moving": row["moving"]}
+            if row["frames"]:
+                last = row["frames"][-1]["near"]
+                found |= {"near": row["near"], "near_last": last, "near_throughout": row["throughout"]}
+            rounded = {name: None if value is None else round(value, 4) for name, value in found.items()}
+            scores.setdefault(places, {})[way] = rounded
+    return scores
+
+
 def summarise(config: TrainConfig, results: dict[str, Any]) -> dict[str, Any]:
     """The numbers of the run: ``summary[probe][label][encoder]`` accuracies, speed, steps and effective rank."""
     from jepa.logging import read_metrics
@@ -179,7 +237,12 @@ def draw(results: dict[str, Any], out: Path, seconds: dict[str, float], short: b
     command = "jepa demo --short" if short else "make demo"
     return write_report(
         ReportConfig(
-            results=results, out=out / "report.html", seconds=seconds, command=command, physics=physics_folder(out)
+            results=results,
+            out=out / "report.html",
+            seconds=seconds,
+            command=command,
+            physics=physics_folder(out),
+            decoded=decoded_folder(out),
         )
     )
 

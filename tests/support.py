@@ -50,6 +50,27 @@ def tiny_settings(folder: Path, **train: Any) -> dict[str, Any]:
     }
 
 
+def decoded_rows(tracked: bool = True) -> list[dict[str, Any]]:
+    """Rows of the task reconstruction, plain data as in results.json: masked places and forecasts of two frames, with
+    rows of other places, layers and models in between. ``tracked``: a simulator knows where the object is."""
+    ways = [("target", "trained", 25.0), ("predicted", "trained", 20.12346), ("guess", "training mean", 12.0),
+            ("guess", "mean frame", 14.0), ("guess", "copy last", 13.0), ("target", "random", 26.0),
+            ("predicted", "random", 16.0), ("predicted", "timm:other", 17.0)]  # fmt: skip
+    rows = []
+    for places in ("all", "masked", "forecast"):
+        for what, model, psnr in ways:
+            near = {"predicted": 0.75, "target": 1.0, "guess": 0.3}[what] if tracked else None
+            frames = [{"frame": k, "psnr": psnr, "near": near if k < 3 or near is None else near - 0.25}
+                      for k in (2, 3)] if places == "forecast" else []  # fmt: skip
+            rows.append({
+                "places": places, "what": what, "model": model, "layer": None, "psnr": psnr, "clips": 6,
+                "moving": None if model == "copy last" else psnr // 4 * 3, "near": near, "frames": frames,
+                "throughout": 0.25 if frames and tracked else None,
+            })  # fmt: skip
+            rows.append({**rows[-1], "layer": 1, "psnr": -1.0})
+    return rows
+
+
 def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The single line that a wrong command line prints; checks its exit status and that there is no traceback."""
     from app.cli import main

@@ -18,6 +18,7 @@ from evals.features.harness import Split, compute_splits, feature_splits
 from evals.features.representations import build_representations
 from evals.labelled import open_labelled
 from evals.pages import page, sections
+from evals.pages.decoded_section import decoded_section
 from evals.pages.neighbours import agreement_table, find_neighbours, gallery
 from evals.pages.physics_section import physics_section
 from evals.settings import EvalConfig
@@ -40,7 +41,8 @@ class ReportConfig:
     ``seconds``: timings of further stages, by name. ``command``: what a reader types to get the same. ``facts``: more
     for the head of the page (name: value as text). ``clips`` test clips are drawn as feature maps and ``queries`` as
     nearest neighbours, at random with ``seed``: nothing is chosen by hand. ``physics``: the folder with the results of
-    the task "physics", which then have their section.
+    the task "physics", which then have their section; ``decoded``: that with those of the task "reconstruction", of
+    masked places and of forecasts in folders "masked" and "forecast".
     """
 
     results: dict[str, Any]
@@ -53,6 +55,7 @@ class ReportConfig:
     queries: int = 6
     seed: int = 0
     physics: Path | None = None
+    decoded: Path | None = None
 
 
 def write_report(config: ReportConfig) -> Path:
@@ -100,6 +103,7 @@ def write_report(config: ReportConfig) -> Path:
             page.card(agreement_table(neighbours, train, test)),
         ),
         physics_section(config.physics),
+        decoded_section(config.decoded),
         sections.recipe_section(recipe, {**config.seconds}, results, config.command),
     ]
     try:

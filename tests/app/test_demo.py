@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support import decoded_rows
 
 from app import demo
+from evals.settings import EvalConfig
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -65,3 +67,49 @@ def test_physics_scores_are_those_over_all_pairs() -> None:
         )
     ]  # fmt: skip
     assert demo.physics_scores({"rows": rows}) == {"trained": {"mean": 0.7, "max": 0.5}, "random": {"mean": 0.25}}
+
+
+def test_predictions_are_decoded_at_masked_places_and_in_forecasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masked places of the model's own clips, forecasts of 8 frames that follow 8, each with results of their own."""
+    asked: list[EvalConfig] = []
+
+    def evaluate(config: EvalConfig) -> dict[str, object]:
+        asked.append(config)
+        return {"rows": decoded_rows()}
+
+    monkeypatch.setattr("evals.main.evaluate", evaluate)
+    config = demo.training_config(arguments(), tmp_path / "run", tmp_path / "world")
+    found = demo.decode(config, tmp_path / "world", demo.SHORT_DECODE, 3)
+    assert list(found) == ["masked", "forecast"]
+    masked, forecast = asked
+    assert [eval_.reconstruction.places for eval_ in asked] == [("masked",), ("forecast",)]
+    assert not masked.clip
+    assert (forecast.clip.num_frames, forecast.clip.frame_step) == (16, 1)
+    assert forecast.reconstruction.context == 0.5
+    for eval_, places in zip(asked, found, strict=True):
+        assert (eval_.run, eval_.task, eval_.random_seed) == (str(tmp_path / "run"), "reconstruction", 4)
+        assert "random" in eval_.baselines
+        assert eval_.out == str(tmp_path / "run" / "evals" / "reconstruction" / places)
+        assert (eval_.train.path, eval_.test.path) == tuple(  # type: ignore[union-attr]
+            str(tmp_path / "world" / f"{split}.csv") for split in ("train", "test")
+        )
+        assert (eval_.reconstruction.seed, eval_.reconstruction.steps) == (3, demo.SHORT_DECODE["steps"])
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        demo.decode(config, tmp_path, {"clips": 3}, 0)
+
+
+def test_decoded_scores_are_those_of_every_way_to_fill_in_what_is_hidden() -> None:
+    from evals.pages.decoded_section import compared
+
+    rows = decoded_rows()
+    scores = demo.decoded_scores({places: compared(rows, places) for places in ("masked", "forecast")})
+    ways = ["trained", "random", "mean frame", "copy last", "ceiling"]
+    assert {places: list(found) for places, found in scores.items()} == {"masked": ways, "forecast": ways}
+    assert scores["masked"]["trained"] == {"psnr": 20.1235, "moving": 15.0}
+    assert scores["forecast"]["trained"] == {
+        "psnr": 20.1235, "moving": 15.0, "near": 0.75, "near_last": 0.5, "near_throughout": 0.25,
+    }  # fmt: skip
+    assert scores["forecast"]["copy last"]["moving"] is None
+    assert json.loads(json.dumps(scores)) == scores

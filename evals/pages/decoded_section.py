@@ -1,0 +1,131 @@
+"""The report's section on decoded predictions, from folders of results that ``--task reconstruction`` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.pages import drawing, page
+from evals.pages.drawing import Chart, Line
+from evals.pages.reconstruction_page import PICTURES, draw_strips
+from evals.reconstruction.models import RANDOM
+from evals.reconstruction.predicting import FORECAST, MASKED
+from evals.reconstruction.rows import GUESS, PREDICTED, TARGET, number
+from evals.subjects import TRAINED
+
+PLACES = (MASKED, FORECAST)  # a folder of this name each
+CEILING, COPY, MEAN = "ceiling", "copy last", "mean frame"
+_WAYS = {
+    TRAINED: (PREDICTED, TRAINED), RANDOM: (PREDICTED, RANDOM), MEAN: (GUESS, MEAN), COPY: (GUESS, COPY),
+    CEILING: (TARGET, TRAINED),
+}  # fmt: skip
+_NAMES = {
+    TRAINED: "predicted by the trained model", RANDOM: "predicted for a random encoder, by its own trained predictor",
+    MEAN: "mean of the frames that were seen", COPY: "the last seen value, copied",
+    CEILING: "the ceiling: target latents of the whole clip, decoded",
+}  # fmt: skip
+_LINES = ("truth", "seen", "copy last", f"predicted, {RANDOM}", f"predicted, {TRAINED}", "target latents")
+_CLIPS = 2
+_HEAD = (
+    "", "PSNR at masked places, dB", "where objects move, dB", "object near, % of forecast frames", "in the last one",
+    "clips with it near in all",
+)  # fmt: skip
+_ABOUT = (
+    "Small decoders were fitted to latents of training clips and turn what the predictor expects at hidden places into "
+    "pixels. Test clips alone are judged, and only their hidden pixels. A random encoder's latents hold pixels, too: "
+    "with a predictor that was trained for them and a decoder of their own they stand beside the model, as do guesses "
+    "that learn nothing. Masked places are hidden by the model's own masks; in forecasts the first half of a clip is "
+    "seen and all that follows is predicted at once."
+)
+_NEAR = (
+    "The object is near where the tracker finds it in the decoded frame at most one patch from where the simulator had "
+    "it. The last two columns say in how many clips that is so in the last frame, and in every frame, of a forecast."
+)
+
+
+def decoded_section(folder: Path | None) -> str:
+    """Scores, ``near`` by frame, and strips of pictures of masked and of forecast clips; '' without a folder."""
+    if folder is None:
+        return ""
+    results = {places: json.loads((folder / places / "results.json").read_text()) for places in PLACES}
+    strips = {places: json.loads((folder / places / PICTURES).read_text()).get(places, []) for places in PLACES}
+    rows = {places: compared(results[places]["rows"], places) for places in PLACES}
+    tracked = any(row["near"] is not None for row in rows[FORECAST].values())
+    return page.section(
+        "What do its predictions look like?",
+        page.text(f"{_ABOUT} {results[MASKED]['rows'][0]['clips']} test clips."),
+        page.text(verdict(rows)),
+        page.card(_table(rows)),
+        page.text(_NEAR, soft=True) if tracked else "",
+        page.card(page.image(drawing.charts([near_chart(rows[FORECAST])]), "object near by frame")) if tracked else "",
+        *_pictures("Masked places", strips[MASKED]), *_pictures("Forecasts", strips[FORECAST]),
+    )  # fmt: skip
+
+
+def compared(rows: Sequence[Mapping[str, Any]], places: str) -> dict[str, Mapping[str, Any]]:
+    """Of the ``rows`` of results of the task, those of ``places`` that are compared: "trained" and "random" (what their
+    predictors expect, decoded), "mean frame", "copy last" and "ceiling" (the trained model's target latents)."""
+    known = {(row["what"], row["model"]): row for row in rows if row["places"] == places and row["layer"] is None}
+    return {name: known[way] for name, way in _WAYS.items() if way in known}
+
+
+def verdict(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """Everything in two sentences, from ``compared`` rows by places."""
+    masked, forecast = rows[MASKED], rows[FORECAST]
+    if TRAINED not in masked:
+        return "The model predicts nothing that could be decoded."
+    said = [
+        f"At masked places its decoded predictions reach {_decibels(masked, 'psnr')}, where objects move "
+        f"{_decibels(masked, 'moving')}."
+    ]
+    if TRAINED in forecast and forecast[TRAINED]["near"] is not None:
+        frames = len(forecast[TRAINED]["frames"])
+        others = [f"{name} {_share(row, 'near')}" for name, row in forecast.items() if name != TRAINED]
+        said.append(
+            f"In decoded forecasts of {frames} frames the object is within one patch of its true place in "
+            f"{_share(forecast[TRAINED], 'near')} % of the frames ({', '.join(others)})."
+        )
+    return " ".join(said)
+
+
+def _decibels(rows: Mapping[str, Mapping[str, Any]], key: str) -> str:
+    others = [f"{name} {number(row[key], 1)}" for name, row in rows.items() if name != TRAINED]
+    return f"{number(rows[TRAINED][key], 1)} dB ({', '.join(others)})"
+
+
+def _share(row: Mapping[str, Any] | None, key: str) -> str:
+    value = None if row is None else row[key]
+    return number(None if value is None else 100 * value, 0)
+
+
+def _table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    lines = []
+    for name, words in _NAMES.items():
+        masked, forecast = rows[MASKED].get(name), rows[FORECAST].get(name)
+        if masked is None and forecast is None:
+            continue
+        decibels = [number(None if masked is None else masked[key], 1) for key in ("psnr", "moving")]
+        last = forecast["frames"][-1] if forecast is not None and forecast["frames"] else None
+        lines.append([words, *decibels, _share(forecast, "near"), _share(last, "near"), _share(forecast, "throughout")])
+    return page.table(_HEAD, lines)
+
+
+def near_chart(rows: Mapping[str, Mapping[str, Any]]) -> Chart:
+    """Share of clips whose object is near, by the number of frames after the last one seen; of ``compared`` rows."""
+    lines = []
+    for name in (TRAINED, RANDOM, COPY, CEILING):
+        frames = rows[name]["frames"] if name in rows else []
+        if frames:
+            lines.append(Line(name, [1 + k for k in range(len(frames))], [100 * frame["near"] for frame in frames]))
+    return Chart("Object within a patch of its true place", lines, "frames after the last one seen", "% of clips")
+
+
+def _pictures(title: str, clips: Sequence[Mapping[str, str]]) -> list[str]:
+    """The first clips, a line for each way; nothing where nothing was drawn."""
+    chosen = [{name: strips[name] for name in _LINES if name in strips} for strips in clips[:_CLIPS]]
+    if not chosen:
+        return []
+    words = f"{title}, the first {len(chosen)} test clips, time from left to right. Grey was hidden."
+    return [page.text(words, soft=True), draw_strips(chosen)]
