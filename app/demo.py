@@ -22,8 +22,10 @@ POOL = {"linear": (1, 1, 1), "attentive": (1, 2, 2)}  # attentive probes see 2 x
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 PAIRS = 8  # possible and impossible videos for each condition
 SHORT_PAIRS = 2
-DECODE = {"train_clips": 1024, "test_clips": 128, "steps": 600, "predictor_steps": 600}
-SHORT_DECODE = {"train_clips": 200, "test_clips": 32, "steps": 60, "predictor_steps": 60}
+DECODE = {"train_clips": 512, "test_clips": 64, "steps": 200, "predictor_steps": 400, "batch_size": 8}
+SHORT_DECODE = {  # only shows that it works: most of its time is the scoring of test clips
+    "train_clips": 128, "test_clips": 8, "steps": 30, "predictor_steps": 30, "batch_size": 8, "embed_dim": 64,
+}  # fmt: skip
 FORECAST_FRAMES = 16  # of a clip whose first half is seen, one after the other as in the file
 SHORT = {"train_clips": 1200, "test_clips": 400, "steps": 400, "probes": ("linear",)}  # what CI can afford
 SHORT_MARGIN = 0.1  # by how much the short run's linear motion probe must beat the random encoder

@@ -36,8 +36,8 @@ _ABOUT = (
     "Small decoders were fitted to latents of training clips and turn what the predictor expects at hidden places into "
     "pixels. Test clips alone are judged, and only their hidden pixels. A random encoder's latents hold pixels, too: "
     "with a predictor that was trained for them and a decoder of their own they stand beside the model, as do guesses "
-    "that learn nothing. Masked places are hidden by the model's own masks; in forecasts the first half of a clip is "
-    "seen and all that follows is predicted at once."
+    "that learn nothing. {trained} Masked places are hidden by the model's own masks; in forecasts the first half of a "
+    "clip is seen and all that follows is predicted at once."
 )
 _NEAR = (
     "The object is near where the tracker finds it in the decoded frame at most one patch from where the simulator had "
@@ -52,10 +52,15 @@ def decoded_section(folder: Path | None) -> str:
     results = {places: json.loads((folder / places / "results.json").read_text()) for places in PLACES}
     strips = {places: json.loads((folder / places / PICTURES).read_text()).get(places, []) for places in PLACES}
     rows = {places: compared(results[places]["rows"], places) for places in PLACES}
+    task = results[MASKED]["config"]["reconstruction"]
+    trained = (
+        f"That predictor had {task['predictor_steps']} steps of {task['batch_size']} clips, every decoder "
+        f"{task['steps']}; {results[MASKED]['rows'][0]['clips']} clips are judged."
+    )
     tracked = any(row["near"] is not None for row in rows[FORECAST].values())
     return page.section(
         "What do its predictions look like?",
-        page.text(f"{_ABOUT} {results[MASKED]['rows'][0]['clips']} test clips."),
+        page.text(_ABOUT.format(trained=trained)),
         page.text(verdict(rows)),
         page.card(_table(rows)),
         page.text(_NEAR, soft=True) if tracked else "",

@@ -17,9 +17,10 @@ NAMES = ("target latents", "predicted, trained", "predicted, random", "truth", "
 
 def write(folder: Path, rows: list[dict[str, Any]], clips: int = 3) -> Path:
     """Folders of results as the demo's stage leaves them."""
+    config = {"reconstruction": {"steps": 30, "predictor_steps": 50, "batch_size": 8}}
     for places in ("masked", "forecast"):
         (folder / places).mkdir(parents=True)
-        (folder / places / "results.json").write_text(json.dumps({"rows": rows}))
+        (folder / places / "results.json").write_text(json.dumps({"rows": rows, "config": config}))
         strips = [{name: f"data:{places},{number},{name}" for name in NAMES} for number in range(clips)]
         (folder / places / "pictures.json").write_text(json.dumps({places: strips} if clips else {}))
     return folder
@@ -44,7 +45,7 @@ def test_the_table_holds_each_way_at_both_kinds_of_places(tmp_path: Path) -> Non
         ["26.0", "18.0", "100", "75", "25"],
     ]
     assert cells(section)[0][0] == "predicted by the trained model"
-    assert "6 test clips" in section
+    assert "That predictor had 50 steps of 8 clips, every decoder 30; 6 clips are judged." in section
     assert "image/svg" in section
     assert decoded_section(None) == ""
 
