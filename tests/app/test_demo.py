@@ -113,3 +113,33 @@ def test_decoded_scores_are_those_of_every_way_to_fill_in_what_is_hidden() -> No
     }  # fmt: skip
     assert scores["forecast"]["copy last"]["moving"] is None
     assert json.loads(json.dumps(scores)) == scores
+
+
+def test_every_stage_leaves_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stages are stubs: what is checked is what becomes of their results, in summary.json and in what is printed."""
+    from evals.pages.decoded_section import compared
+
+    rows = [
+        {"probe": "linear", "label": "motion", "encoder": encoder, "accuracy": share, "chance": 0.25}
+        for encoder, share in (("trained", 0.75), ("random", 0.5))
+    ]
+    decoded = {places: compared(decoded_rows(), places) for places in ("masked", "forecast")}
+    (tmp_path / "metrics.jsonl").write_text("")
+    settings: list[dict[str, int]] = []
+    monkeypatch.setattr(demo, "render_world", lambda folder, _: folder)
+    monkeypatch.setattr(demo, "pretrain", lambda _: None)
+    monkeypatch.setattr(demo, "probe", lambda *_: {"rows": rows, "step": 2, "table": "PROBES"})
+    monkeypatch.setattr(demo, "judge", lambda *_: {"rows": [], "table": "PHYSICS"})
+    monkeypatch.setattr(demo, "decode", lambda _, __, chosen, ___: settings.append(chosen) or decoded)
+    monkeypatch.setattr(demo, "draw", lambda *_: tmp_path / "report.html")
+    for more in ((), ("--short",)):
+        demo.run(arguments("--out", str(tmp_path), *more))
+    assert settings == [demo.DECODE, demo.SHORT_DECODE]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["decoded"] == demo.decoded_scores(decoded)
+    assert list(summary["seconds"]) == ["render", "pretrain", "probe", "physics", "decode", "report", "total"]
+    printed = capsys.readouterr().out
+    assert "[5/6] decode\n[6/6] report\n" in printed
+    assert "\nAt masked places its decoded predictions reach 20.1 dB (random 16.0" in printed
