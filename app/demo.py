@@ -13,20 +13,22 @@ if TYPE_CHECKING:
     from jepa.train import TrainConfig
 
 T = TypeVar("T")
-Decoded = dict[str, dict[str, Mapping[str, Any]]]  # rows of the task reconstruction by places and way
+Decoded = dict[str, Mapping[str, Any]]  # rows of the task reconstruction by way
 
 TRAIN_CLIPS = 2400
+FORECAST = "forecast"  # folder of the second model
 LABELS = ("object", "motion")
 PROBES = ("linear", "attentive")
 POOL = {"linear": (1, 1, 1), "attentive": (1, 2, 2)}  # attentive probes see 2 x 2 patches averaged: 4 times cheaper
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+FORECAST_CONFIG = CONFIG.with_name("demo_forecast.yaml")
 PAIRS = 8  # possible and impossible videos for each condition
 SHORT_PAIRS = 2
-DECODE = {"train_clips": 512, "test_clips": 64, "steps": 200, "predictor_steps": 400, "batch_size": 8}
+DECODE = {"train_clips": 1024, "test_clips": 128, "depth": 1, "steps": 300, "predictor_steps": 600}
 SHORT_DECODE = {  # only shows that it works: most of its time is the scoring of test clips
-    "train_clips": 128, "test_clips": 8, "steps": 30, "predictor_steps": 30, "batch_size": 8, "embed_dim": 64,
+    "train_clips": 128, "test_clips": 8, "depth": 1, "steps": 60, "predictor_steps": 30, "batch_size": 8,
 }  # fmt: skip
-FORECAST_FRAMES = 16  # of a clip whose first half is seen, one after the other as in the file
+SHORT_FORECAST_STEPS = 60
 SHORT = {"train_clips": 1200, "test_clips": 400, "steps": 400, "probes": ("linear",)}  # what CI can afford
 SHORT_MARGIN = 0.1  # by how much the short run's linear motion probe must beat the random encoder
 
@@ -65,14 +67,15 @@ def run(args: argparse.Namespace) -> None:
     if args.short:
         args.train_clips, args.test_clips = SHORT["train_clips"], SHORT["test_clips"]
         args.steps = args.steps or SHORT["steps"]
-    stages = Stages(("render", "pretrain", "probe", "physics", "decode", "report"))
+    stages = Stages(("render", "pretrain", "probe", "physics", "forecast", "decode", "report"))
     folder = out / ("world" if args.train_clips == TRAIN_CLIPS else f"world-{args.train_clips}")
     world = stages.run("render", lambda: render_world(folder, args))
-    config = training_config(args, out, world)
+    config, forecaster = training_config(args, out, world), forecast_config(args, out, world)
     stages.run("pretrain", lambda: pretrain(config))
     results = stages.run("probe", lambda: probe(config, world, SHORT["probes"] if args.short else PROBES, args.seed))
     physics = stages.run("physics", lambda: judge(config, SHORT_PAIRS if args.short else PAIRS, args.seed))
-    decoded = stages.run("decode", lambda: decode(config, world, SHORT_DECODE if args.short else DECODE, args.seed))
+    stages.run("forecast", lambda: pretrain(forecaster))
+    decoded = stages.run("decode", lambda: decode(forecaster, world, SHORT_DECODE if args.short else DECODE, args.seed))
     summary = {**summarise(config, results), "physics": physics_scores(physics), "decoded": decoded_scores(decoded)}
     report = stages.run("report", lambda: draw(results, out, stages.seconds, args.short))
     summary["seconds"] = first_seconds(out / "summary.json", summary["steps"], stages.seconds)
@@ -100,6 +103,17 @@ def training_config(args: argparse.Namespace, out: Path, world: Path) -> TrainCo
     if args.steps is not None:
         own.append(f"train.steps={args.steps}")
     return from_dict(TrainConfig, apply_overrides(load_yaml(args.config), [*own, *args.overrides]))
+
+
+def forecast_config(args: argparse.Namespace, out: Path, world: Path) -> TrainConfig:
+    """The config of the second model, which predicts what follows."""
+    from jepa.config import apply_overrides, from_dict, load_yaml
+    from jepa.train import TrainConfig
+
+    own = [f"run_dir={out / FORECAST}", f"seed={args.seed}", f"data.sources.0.path={world / 'train.csv'}"]
+    if args.short:
+        own.append(f"train.steps={SHORT_FORECAST_STEPS}")
+    return from_dict(TrainConfig, apply_overrides(load_yaml(FORECAST_CONFIG), own))
 
 
 def pretrain(config: TrainConfig) -> None:
@@ -157,53 +171,45 @@ def physics_scores(results: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def decode(config: TrainConfig, world: Path, settings: dict[str, int], seed: int) -> Decoded:
-    """What does the predictor expect, in pixels? At places that the model's own masks hide of its own clips, and in
-    the frames that follow those that it saw. ``settings``: of ``evals.task_configs.ReconstructionTask``."""
+    """What does the forecaster expect, in pixels? Of test clips the first half is seen. ``settings``: of
+    ``evals.task_configs.ReconstructionTask``."""
     from evals.main import evaluate
     from evals.pages.decoded_section import compared
     from evals.settings import EvalConfig
-    from evals.task_configs import ClipChanges, ReconstructionTask
+    from evals.task_configs import ReconstructionTask
     from jepa.data.sources import SourceConfig
 
-    found: Decoded = {}
-    clips = {"masked": ClipChanges(), "forecast": ClipChanges(num_frames=FORECAST_FRAMES, frame_step=1)}
-    for places, clip in clips.items():  # a decoder and a random encoder's predictor are of one kind of clips
-        results = evaluate(
-            EvalConfig(
-                run=config.run_dir,
-                task="reconstruction",
-                train=SourceConfig(path=str(world / "train.csv")),
-                test=SourceConfig(path=str(world / "test.csv")),
-                clip=clip,
-                random_seed=seed + 1,
-                batch_size=32,
-                cache_gb=0.0,  # nobody uses these tokens again
-                reconstruction=ReconstructionTask(places=(places,), pictures=2, seed=seed, **settings),  # type: ignore[arg-type]
-                out=str(decoded_folder(Path(config.run_dir)) / places),
-            )
+    results = evaluate(
+        EvalConfig(
+            run=config.run_dir,
+            task="reconstruction",
+            train=SourceConfig(path=str(world / "train.csv")),
+            test=SourceConfig(path=str(world / "test.csv")),
+            random_seed=seed + 1,
+            batch_size=32,
+            cache_gb=0.0,  # nobody uses these tokens again
+            reconstruction=ReconstructionTask(places=("forecast",), pictures=4, seed=seed, **settings),  # type: ignore[arg-type]
+            out=str(decoded_folder(Path(config.run_dir))),
         )
-        found[places] = compared(results["rows"], places)
-    return found
+    )
+    return compared(results["rows"], "forecast")
 
 
 def decoded_folder(run_dir: Path) -> Path:
-    """Where the results of the decode stage are, of masked places and of forecasts in a folder each."""
+    """Where the results of the decode stage are."""
     return run_dir / "evals" / "reconstruction"
 
 
-def decoded_scores(decoded: Decoded) -> dict[str, dict[str, dict[str, float | None]]]:
-    """Of every way to fill in what was hidden, ``[places][way]``: PSNR in dB and, where objects move, ``moving``; of
-    forecasts the share of frames (``near``), and of clips in the last frame and in all of them, with the object within
-    one patch of its true place. None: not known."""
-    scores: dict[str, dict[str, dict[str, float | None]]] = {}
-    for places, rows in decoded.items():
-        for way, row in rows.items():
-            found = {"psnr": row["psnr"], "moving": row["moving"]}
-            if row["frames"]:
-                last = row["frames"][-1]["near"]
-                found |= {"near": row["near"], "near_last": last, "near_throughout": row["throughout"]}
-            rounded = {name: None if value is None else round(value, 4) for name, value in found.items()}
-            scores.setdefault(places, {})[way] = rounded
+def decoded_scores(decoded: Decoded) -> dict[str, dict[str, float | None]]:
+    """Of every way to fill in what was hidden: PSNR in dB and, where objects move, ``moving``; the share of frames
+    (``near``), and of clips in the last frame and in all of them, with the object within one patch of its true place.
+    None: not known."""
+    scores: dict[str, dict[str, float | None]] = {}
+    for way, row in decoded.items():
+        last = row["frames"][-1]["near"] if row["frames"] else None
+        found = {"psnr": row["psnr"], "moving": row["moving"], "near": row["near"], "near_last": last,
+                 "near_throughout": row["throughout"]}  # fmt: skip
+        scores[way] = {name: None if value is None else round(value, 4) for name, value in found.items()}
     return scores
 
 
@@ -244,7 +250,7 @@ def draw(results: dict[str, Any], out: Path, seconds: dict[str, float], short: b
             seconds=seconds,
             command=command,
             physics=physics_folder(out),
-            decoded=decoded_folder(out),
+            decoded=decoded_folder(out / FORECAST),
         )
     )
 

@@ -28,8 +28,9 @@ RECIPES = [path for path in FILES if "base" not in path.parts and path not in EV
 
 def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The recipe with a toy encoder, predictor, clip and source, and one step of two clips."""
-    frames = min(int(settings["clip"].get("num_frames", 16)), 4)
-    tubelet = settings.get("encoder", {}).get("tubelet_size", 2)
+    encoder = settings.get("encoder", {})
+    tubelet, levels = encoder.get("tubelet_size", 2), encoder.get("levels", ())
+    frames = min(int(settings["clip"].get("num_frames", 16)), max(4, 2 * tubelet))
     predictor = "decoder" if settings["objective"]["kind"] == "pixels" else "predictor"
     toy = {
         "run_dir": str(folder / "run"),
@@ -40,8 +41,8 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             "validation": [], "holdout": 0, "workers": 0,
         },
         "encoder": {
-            "embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8, "tubelet_size": min(tubelet, frames),
-            "activation_checkpointing": False,
+            "embed_dim": 24, "depth": max(1, len(levels)), "num_heads": 2, "patch_size": 8,
+            "tubelet_size": min(tubelet, frames), "levels": list(range(len(levels))), "activation_checkpointing": False,
         },
         "objective": {predictor: {"embed_dim": 24, "depth": 1, "num_heads": 2}},
         "train": {

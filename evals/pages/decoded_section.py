@@ -1,4 +1,4 @@
-"""The report's section on decoded predictions, from folders of results that ``--task reconstruction`` writes."""
+"""The report's section on decoded forecasts, from a folder of results that ``--task reconstruction`` writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from evals.pages import drawing, page
 from evals.pages.drawing import Chart, Line
 from evals.pages.reconstruction_page import PICTURES, draw_strips
 from evals.reconstruction.models import RANDOM
-from evals.reconstruction.predicting import FORECAST, MASKED
+from evals.reconstruction.predicting import FORECAST
 from evals.reconstruction.rows import GUESS, PREDICTED, TARGET, number
 from evals.subjects import TRAINED
 
-PLACES = (MASKED, FORECAST)  # a folder of this name each
 CEILING, COPY, MEAN = "ceiling", "copy last", "mean frame"
 _WAYS = {
     TRAINED: (PREDICTED, TRAINED), RANDOM: (PREDICTED, RANDOM), MEAN: (GUESS, MEAN), COPY: (GUESS, COPY),
@@ -27,45 +26,44 @@ _NAMES = {
     CEILING: "the ceiling: target latents of the whole clip, decoded",
 }  # fmt: skip
 _LINES = ("truth", "seen", "copy last", f"predicted, {RANDOM}", f"predicted, {TRAINED}", "target latents")
-_CLIPS = 2
+_CLIPS = 4
 _HEAD = (
-    "", "PSNR at masked places, dB", "where objects move, dB", "object near, % of forecast frames", "in the last one",
+    "", "PSNR at hidden places, dB", "where objects move, dB", "object near, % of hidden frames", "in the last one",
     "clips with it near in all",
 )  # fmt: skip
 _ABOUT = (
-    "Small decoders were fitted to latents of training clips and turn what the predictor expects at hidden places into "
-    "pixels. Test clips alone are judged, and only their hidden pixels. A random encoder's latents hold pixels, too: "
-    "with a predictor that was trained for them and a decoder of their own they stand beside the model, as do guesses "
-    "that learn nothing. {trained} Masked places are hidden by the model's own masks; in forecasts the first half of a "
-    "clip is seen and all that follows is predicted at once."
+    "A second model is trained with masks that hide the second half of every clip, and predicts its latents from the "
+    "first half, all at once. A small decoder, fitted to latents of training clips, turns what it expects of test "
+    "clips into pixels; only the hidden ones are judged. A random encoder's latents hold pixels, too: with a predictor "
+    "that was trained for them and a decoder of their own they stand beside the model, as do guesses that learn "
+    "nothing. {trained}"
 )
 _NEAR = (
     "The object is near where the tracker finds it in the decoded frame at most one patch from where the simulator had "
-    "it. The last two columns say in how many clips that is so in the last frame, and in every frame, of a forecast."
+    "it. The last two columns say in how many clips that is so in the last frame, and in every hidden frame."
 )
 
 
 def decoded_section(folder: Path | None) -> str:
-    """Scores, ``near`` by frame, and strips of pictures of masked and of forecast clips; '' without a folder."""
+    """Scores, ``near`` by frame, and strips of pictures of forecast clips; '' without a folder."""
     if folder is None:
         return ""
-    results = {places: json.loads((folder / places / "results.json").read_text()) for places in PLACES}
-    strips = {places: json.loads((folder / places / PICTURES).read_text()).get(places, []) for places in PLACES}
-    rows = {places: compared(results[places]["rows"], places) for places in PLACES}
-    task = results[MASKED]["config"]["reconstruction"]
+    results = json.loads((folder / "results.json").read_text())
+    strips = json.loads((folder / PICTURES).read_text()).get(FORECAST, [])
+    rows, task = compared(results["rows"], FORECAST), results["config"]["reconstruction"]
     trained = (
         f"That predictor had {task['predictor_steps']} steps of {task['batch_size']} clips, every decoder "
-        f"{task['steps']}; {results[MASKED]['rows'][0]['clips']} clips are judged."
+        f"{task['steps']}; {results['rows'][0]['clips']} clips are judged."
     )
-    tracked = any(row["near"] is not None for row in rows[FORECAST].values())
+    tracked = any(row["near"] is not None for row in rows.values())
     return page.section(
         "What do its predictions look like?",
         page.text(_ABOUT.format(trained=trained)),
         page.text(verdict(rows)),
         page.card(_table(rows)),
         page.text(_NEAR, soft=True) if tracked else "",
-        page.card(page.image(drawing.charts([near_chart(rows[FORECAST])]), "object near by frame")) if tracked else "",
-        *_pictures("Masked places", strips[MASKED]), *_pictures("Forecasts", strips[FORECAST]),
+        page.card(page.image(drawing.charts([near_chart(rows)]), "object near by frame")) if tracked else "",
+        *_pictures(strips),
     )  # fmt: skip
 
 
@@ -76,21 +74,20 @@ def compared(rows: Sequence[Mapping[str, Any]], places: str) -> dict[str, Mappin
     return {name: known[way] for name, way in _WAYS.items() if way in known}
 
 
-def verdict(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Everything in two sentences, from ``compared`` rows by places."""
-    masked, forecast = rows[MASKED], rows[FORECAST]
-    if TRAINED not in masked:
+def verdict(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Everything in two sentences, from ``compared`` rows."""
+    if TRAINED not in rows:
         return "The model predicts nothing that could be decoded."
     said = [
-        f"At masked places its decoded predictions reach {_decibels(masked, 'psnr')}, where objects move "
-        f"{_decibels(masked, 'moving')}."
+        f"At hidden places its decoded predictions reach {_decibels(rows, 'psnr')}, where objects move "
+        f"{_decibels(rows, 'moving')}."
     ]
-    if TRAINED in forecast and forecast[TRAINED]["near"] is not None:
-        frames = len(forecast[TRAINED]["frames"])
-        others = [f"{name} {_share(row, 'near')}" for name, row in forecast.items() if name != TRAINED]
+    if rows[TRAINED]["near"] is not None:
+        frames = len(rows[TRAINED]["frames"])
+        others = [f"{name} {_share(row, 'near')}" for name, row in rows.items() if name != TRAINED]
         said.append(
             f"In decoded forecasts of {frames} frames the object is within one patch of its true place in "
-            f"{_share(forecast[TRAINED], 'near')} % of the frames ({', '.join(others)})."
+            f"{_share(rows[TRAINED], 'near')} % of the frames ({', '.join(others)})."
         )
     return " ".join(said)
 
@@ -105,15 +102,14 @@ def _share(row: Mapping[str, Any] | None, key: str) -> str:
     return number(None if value is None else 100 * value, 0)
 
 
-def _table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for name, words in _NAMES.items():
-        masked, forecast = rows[MASKED].get(name), rows[FORECAST].get(name)
-        if masked is None and forecast is None:
-            continue
-        decibels = [number(None if masked is None else masked[key], 1) for key in ("psnr", "moving")]
-        last = forecast["frames"][-1] if forecast is not None and forecast["frames"] else None
-        lines.append([words, *decibels, _share(forecast, "near"), _share(last, "near"), _share(forecast, "throughout")])
+        if name in rows:
+            row = rows[name]
+            decibels = [number(row[key], 1) for key in ("psnr", "moving")]
+            last = row["frames"][-1] if row["frames"] else None
+            lines.append([words, *decibels, _share(row, "near"), _share(last, "near"), _share(row, "throughout")])
     return page.table(_HEAD, lines)
 
 
@@ -127,10 +123,10 @@ def near_chart(rows: Mapping[str, Mapping[str, Any]]) -> Chart:
     return Chart("Object within a patch of its true place", lines, "frames after the last one seen", "% of clips")
 
 
-def _pictures(title: str, clips: Sequence[Mapping[str, str]]) -> list[str]:
+def _pictures(clips: Sequence[Mapping[str, str]]) -> list[str]:
     """The first clips, a line for each way; nothing where nothing was drawn."""
     chosen = [{name: strips[name] for name in _LINES if name in strips} for strips in clips[:_CLIPS]]
     if not chosen:
         return []
-    words = f"{title}, the first {len(chosen)} test clips, time from left to right. Grey was hidden."
+    words = f"The first {len(chosen)} test clips, time from left to right. Grey was hidden."
     return [page.text(words, soft=True), draw_strips(chosen)]

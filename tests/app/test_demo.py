@@ -69,10 +69,19 @@ def test_physics_scores_are_those_over_all_pairs() -> None:
     assert demo.physics_scores({"rows": rows}) == {"trained": {"mean": 0.7, "max": 0.5}, "random": {"mean": 0.25}}
 
 
-def test_predictions_are_decoded_at_masked_places_and_in_forecasts(
+def test_the_second_model_predicts_eight_frames_from_eight(tmp_path: Path) -> None:
+    config = demo.forecast_config(arguments("--seed", "3"), tmp_path, tmp_path / "world")
+    assert (config.run_dir, config.seed) == (str(tmp_path / "forecast"), 3)
+    assert config.data.sources[0].path == str(tmp_path / "world" / "train.csv")
+    assert (config.clip.num_frames, config.clip.frame_step) == (16, 1)
+    assert [(mask.kind, mask.context) for mask in config.masks] == [("causal", (0.5, 0.5))]  # type: ignore[union-attr]
+    short = demo.forecast_config(arguments("--short"), tmp_path, tmp_path)
+    assert short.train.steps == demo.SHORT_FORECAST_STEPS < config.train.steps
+
+
+def test_forecasts_are_decoded_beside_those_of_a_random_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Masked places of the model's own clips, forecasts of 8 frames that follow 8, each with results of their own."""
     asked: list[EvalConfig] = []
 
     def evaluate(config: EvalConfig) -> dict[str, object]:
@@ -80,22 +89,20 @@ def test_predictions_are_decoded_at_masked_places_and_in_forecasts(
         return {"rows": decoded_rows()}
 
     monkeypatch.setattr("evals.main.evaluate", evaluate)
-    config = demo.training_config(arguments(), tmp_path / "run", tmp_path / "world")
+    config = demo.forecast_config(arguments(), tmp_path, tmp_path / "world")
     found = demo.decode(config, tmp_path / "world", demo.SHORT_DECODE, 3)
-    assert list(found) == ["masked", "forecast"]
-    masked, forecast = asked
-    assert [eval_.reconstruction.places for eval_ in asked] == [("masked",), ("forecast",)]
-    assert not masked.clip
-    assert (forecast.clip.num_frames, forecast.clip.frame_step) == (16, 1)
-    assert forecast.reconstruction.context == 0.5
-    for eval_, places in zip(asked, found, strict=True):
-        assert (eval_.run, eval_.task, eval_.random_seed) == (str(tmp_path / "run"), "reconstruction", 4)
-        assert "random" in eval_.baselines
-        assert eval_.out == str(tmp_path / "run" / "evals" / "reconstruction" / places)
-        assert (eval_.train.path, eval_.test.path) == tuple(  # type: ignore[union-attr]
-            str(tmp_path / "world" / f"{split}.csv") for split in ("train", "test")
-        )
-        assert (eval_.reconstruction.seed, eval_.reconstruction.steps) == (3, demo.SHORT_DECODE["steps"])
+    assert list(found) == ["trained", "random", "mean frame", "copy last", "ceiling"]
+    (eval_,) = asked
+    assert eval_.reconstruction.places == ("forecast",)
+    assert eval_.reconstruction.context == 0.5
+    assert not eval_.clip
+    assert (eval_.run, eval_.task, eval_.random_seed) == (str(tmp_path / "forecast"), "reconstruction", 4)
+    assert "random" in eval_.baselines
+    assert eval_.out == str(tmp_path / "forecast" / "evals" / "reconstruction")
+    assert (eval_.train.path, eval_.test.path) == tuple(  # type: ignore[union-attr]
+        str(tmp_path / "world" / f"{split}.csv") for split in ("train", "test")
+    )
+    assert (eval_.reconstruction.seed, eval_.reconstruction.steps) == (3, demo.SHORT_DECODE["steps"])
     with pytest.raises(TypeError, match="unexpected keyword"):
         demo.decode(config, tmp_path, {"clips": 3}, 0)
 
@@ -103,15 +110,12 @@ def test_predictions_are_decoded_at_masked_places_and_in_forecasts(
 def test_decoded_scores_are_those_of_every_way_to_fill_in_what_is_hidden() -> None:
     from evals.pages.decoded_section import compared
 
-    rows = decoded_rows()
-    scores = demo.decoded_scores({places: compared(rows, places) for places in ("masked", "forecast")})
-    ways = ["trained", "random", "mean frame", "copy last", "ceiling"]
-    assert {places: list(found) for places, found in scores.items()} == {"masked": ways, "forecast": ways}
-    assert scores["masked"]["trained"] == {"psnr": 20.1235, "moving": 15.0}
-    assert scores["forecast"]["trained"] == {
+    scores = demo.decoded_scores(compared(decoded_rows(), "forecast"))
+    assert list(scores) == ["trained", "random", "mean frame", "copy last", "ceiling"]
+    assert scores["trained"] == {
         "psnr": 20.1235, "moving": 15.0, "near": 0.75, "near_last": 0.5, "near_throughout": 0.25,
     }  # fmt: skip
-    assert scores["forecast"]["copy last"]["moving"] is None
+    assert scores["copy last"]["moving"] is None
     assert json.loads(json.dumps(scores)) == scores
 
 
@@ -125,7 +129,7 @@ def test_every_stage_leaves_its_numbers(
         {"probe": "linear", "label": "motion", "encoder": encoder, "accuracy": share, "chance": 0.25}
         for encoder, share in (("trained", 0.75), ("random", 0.5))
     ]
-    decoded = {places: compared(decoded_rows(), places) for places in ("masked", "forecast")}
+    decoded = compared(decoded_rows(), "forecast")
     (tmp_path / "metrics.jsonl").write_text("")
     settings: list[dict[str, int]] = []
     monkeypatch.setattr(demo, "render_world", lambda folder, _: folder)
@@ -139,7 +143,8 @@ def test_every_stage_leaves_its_numbers(
     assert settings == [demo.DECODE, demo.SHORT_DECODE]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["decoded"] == demo.decoded_scores(decoded)
-    assert list(summary["seconds"]) == ["render", "pretrain", "probe", "physics", "decode", "report", "total"]
+    stages = ["render", "pretrain", "probe", "physics", "forecast", "decode", "report"]
+    assert list(summary["seconds"]) == [*stages, "total"]
     printed = capsys.readouterr().out
-    assert "[5/6] decode\n[6/6] report\n" in printed
-    assert "\nAt masked places its decoded predictions reach 20.1 dB (random 16.0" in printed
+    assert "[6/7] decode\n[7/7] report\n" in printed
+    assert "\nAt hidden places its decoded predictions reach 20.1 dB (random 16.0" in printed
