@@ -73,7 +73,7 @@ def shrink(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 def toy_decoder(model: str, folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     """The toy of the model that is decoded, trained for a step, and its data."""
     (folder / "base").mkdir()
-    recipes = {"runs/demo": "demo", "runs/rooms/model": "world_model/rooms"}
+    recipes = {"runs/demo/forecast": "demo_forecast", "runs/rooms/model": "world_model/rooms"}
     recipes["runs/rooms/latent_action"] = "world_model/rooms_latent_action"
     base = shrink(load_yaml(CONFIGS / f"{recipes[model]}.yaml"), folder / "base")
     own = {"model": str(fit(from_dict(TrainConfig, base))), "decoder": {"embed_dim": 24, "depth": 1, "num_heads": 2}}
