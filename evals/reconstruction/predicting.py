@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evals.reconstruction.probe import descend, draw_rows
@@ -24,6 +23,7 @@ from jepa.config import from_dict
 from jepa.distributed import Run
 from jepa.frozen_model import target_layers
 from jepa.masks import CausalConfig, MaskConfig, MultiBlockConfig, build_masks
+from jepa.objectives.masked import MEASURES, MaskedConfig
 from jepa.predictive import Predictive, load_predictive
 from jepa.tensorfiles import CheckpointError
 from jepa.types import TokenGrid
@@ -34,11 +34,12 @@ MASKED = "masked"
 
 class Expecting(NamedTuple):
     """A model that predicts: its ``parts``, the blocks that it predicts (None: the last alone), and the mask families
-    that it was trained with."""
+    and the loss (of ``jepa.objectives.masked.MEASURES``) that it was trained with."""
 
     parts: Predictive
     levels: tuple[int, ...] | None
     families: tuple[MaskConfig, ...]
+    loss: str = "l1"
 
 
 def open_expecting(model: str) -> Expecting | str:
@@ -52,14 +53,17 @@ def open_expecting(model: str) -> Expecting | str:
     if not parts.comparable:
         return f"{model} predicts the latents of a teacher that its file does not hold"
     state = run_state(model)
-    families = () if state is None else tuple(from_dict(TrainConfig, state["config"]).masks)
     levels = target_layers(parts.target_encoder, parts.predictor.config.levels)
-    return Expecting(parts, levels, families or (MultiBlockConfig(),))
+    if state is None:
+        return Expecting(parts, levels, (MultiBlockConfig(),))
+    config = from_dict(TrainConfig, state["config"])
+    assert isinstance(config.objective, MaskedConfig)  # load_predictive refuses all others
+    return Expecting(parts, levels, tuple(config.masks), config.objective.loss)
 
 
 def fit_predictor(expecting: Expecting, shown: Shown, task: ReconstructionTask, run: Run) -> None:
-    """Train the predictor of ``expecting``, and nothing else, on the latents of its own frozen encoder: L1 at the
-    places that its mask families hide, as masked models are trained."""
+    """Train the predictor of ``expecting``, and nothing else, on the latents of its own frozen encoder: by the
+    model's own loss, at the places that its mask families hide."""
     parts = expecting.parts.to(run.device)
     grid = parts.grid_of(shown.normalised(torch.tensor([0])))
     families = build_masks(expecting.families, grid)
@@ -77,7 +81,7 @@ def fit_predictor(expecting: Expecting, shown: Shown, task: ReconstructionTask, 
                 with run.autocast():
                     predicted = parts.predict(clip, mask.context_ids, block, number)
                 wanted = targets.gather(1, block[..., None].expand(-1, -1, targets.shape[-1]))
-                errors.append(F.l1_loss(predicted, wanted))
+                errors.append(MEASURES[expecting.loss](predicted, wanted))
         return torch.stack(errors).mean()
 
     descend(parts.predictor.parameters(), loss, task.predictor_steps, task.learning_rate)

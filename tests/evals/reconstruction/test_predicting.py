@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from jepa.data.sources import open_source
 from jepa.data.transforms import to_values
 from jepa.distributed import Run
 from jepa.masks import CausalConfig
+from jepa.objectives.masked import MEASURES
 from jepa.train import TrainConfig, fit
 from jepa.types import ClipConfig, TokenGrid
 
@@ -161,6 +163,23 @@ def test_only_the_predictor_learns(expecting: Expecting, shown: Shown) -> None:
     for module in (parts.target_encoder, parts.context_encoder, parts.predictor):
         assert not any(p.requires_grad for p in module.parameters())
     assert all(p.grad is None for p in parts.target_encoder.parameters())
+
+
+@pytest.mark.parametrize("loss", ["l1", "smooth_l1", "mse"])
+def test_the_random_encoders_predictor_learns_by_the_models_own_loss(
+    expecting: Expecting, shown: Shown, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def watched(name: str, measure: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda predicted, wanted: asked.append(name) or measure(predicted, wanted)
+
+    for name, measure in list(MEASURES.items()):
+        monkeypatch.setitem(MEASURES, name, watched(name, measure))
+    own = expecting._replace(parts=untrained(expecting.parts, 1), loss=loss)
+    fit_predictor(own, shown, replace(TASK, predictor_steps=1), CPU)
+    assert set(asked) == {loss}
+    assert expecting.loss == "l1", "that of the fixture's run"
 
 
 def test_models_without_a_predictor_say_why(tmp_path: Path, expecting: Expecting) -> None:
