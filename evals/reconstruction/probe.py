@@ -5,7 +5,6 @@ Shape legend: K clips, B clips of a batch, N latents of a clip, D width of a lat
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -84,10 +83,7 @@ def build_decoder(task: ReconstructionTask, encoder: ClipEncoder, latents: Laten
 
 def build_flow(task: ReconstructionTask, encoder: ClipEncoder, latents: Latents, shown: Shown) -> FlowDecoder:
     """The same, generative."""
-    # of pictures with large even parts a little less noise tells all, and latents matter near t = 0 alone, where few of
-    # the decoder's own times of training lie: a probe's few steps would leave it deaf to latents
-    kind = functools.partial(FlowDecoderConfig, time_mean=-2.0, time_std=1.6)
-    decoder = _build(kind, task, encoder, latents, shown)
+    decoder = _build(FlowDecoderConfig, task, encoder, latents, shown)
     assert isinstance(decoder, FlowDecoder)
     return decoder
 

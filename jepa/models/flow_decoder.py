@@ -3,9 +3,9 @@
 Flow matching (arXiv 2210.02747, 2209.03003): on the straight line x_t = (1 - t) noise + t x, from noise at t = 0 to the
 clip at t = 1, the network learns which way clips lie, and a sample follows it from fresh noise. The network puts out
 the clip that it expects, x', which is the velocity (x' - x_t) / (1 - t): a narrow transformer cannot pass the noise of
-a whole patch on, as it would have to in order to put out velocities (arXiv 2511.13720, whose loss and times of training
-are used, too). Time acts by adaptive norms (DiT, arXiv 2212.09748). Latents are now and then replaced by a learned
-null, so that guidance (arXiv 2207.12598) can weigh them.
+a whole patch on, as it would have to in order to put out velocities (arXiv 2511.13720, whose loss
+is used, too). Time acts by adaptive norms (DiT, arXiv 2212.09748). Latents are now and then replaced by a learned null,
+so that guidance (arXiv 2207.12598) can weigh them.
 
 Shape legend: B batch, N latents, D width of a latent, E width of the decoder, C channels, T frames, H/W pixels.
 """
@@ -36,12 +36,13 @@ _NEAREST = 0.05  # of 1 - t in the loss: the last of the noise would otherwise o
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowDecoderConfig(PixelDecoderConfig):
     """As ``PixelDecoderConfig``. ``drop``: how often, in training, a clip's latents are hidden. ``time_mean`` and
-    ``time_std``: times of training are the logistic function of numbers so distributed (normal)."""
+    ``time_std``: times of training are the logistic function of numbers so distributed (normal), many of them near
+    pure noise: latents matter there alone, for where a picture has large even parts a little less noise tells all."""
 
     kind: Literal["flow"] = "flow"  # type: ignore[assignment]  # each decoder has its own name
     drop: float = 0.1
-    time_mean: float = -0.8
-    time_std: float = 0.8
+    time_mean: float = -2.0
+    time_std: float = 1.6
 
     def __post_init__(self) -> None:
         PixelDecoderConfig.__post_init__(self)  # super() does not work in a dataclass with slots
