@@ -7,8 +7,10 @@ but cannot find each other, that is an error: carrying on alone would train as m
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
+import gc
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
@@ -178,6 +180,10 @@ class Run:
             self._others = None
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+            # Shards are in reference cycles and hold process groups, whose threads must end while the interpreter is
+            # alive: a thread that finds it shutting down takes the process with it (abort) or never ends.
+            atexit.unregister(gc.collect)
+            atexit.register(gc.collect)
 
     def __enter__(self) -> Run:
         return self
