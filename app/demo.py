@@ -96,24 +96,22 @@ def render_world(folder: Path, args: argparse.Namespace) -> Path:
 
 def training_config(args: argparse.Namespace, out: Path, world: Path) -> TrainConfig:
     """The demo's config with this run's folders, seed and length."""
-    from jepa.config import apply_overrides, from_dict, load_yaml
-    from jepa.train import TrainConfig
-
-    own = [f"run_dir={out}", f"seed={args.seed}", f"data.sources.0.path={world / 'train.csv'}"]
-    if args.steps is not None:
-        own.append(f"train.steps={args.steps}")
-    return from_dict(TrainConfig, apply_overrides(load_yaml(args.config), [*own, *args.overrides]))
+    steps = [] if args.steps is None else [f"train.steps={args.steps}"]
+    return _config(args.config, out, args.seed, world, [*steps, *args.overrides])
 
 
 def forecast_config(args: argparse.Namespace, out: Path, world: Path) -> TrainConfig:
     """The config of the second model, which predicts what follows."""
+    steps = [f"train.steps={SHORT_FORECAST_STEPS}"] if args.short else []
+    return _config(FORECAST_CONFIG, out / FORECAST, args.seed, world, steps)
+
+
+def _config(path: str | Path, run_dir: Path, seed: int, world: Path, overrides: list[str]) -> TrainConfig:
     from jepa.config import apply_overrides, from_dict, load_yaml
     from jepa.train import TrainConfig
 
-    own = [f"run_dir={out / FORECAST}", f"seed={args.seed}", f"data.sources.0.path={world / 'train.csv'}"]
-    if args.short:
-        own.append(f"train.steps={SHORT_FORECAST_STEPS}")
-    return from_dict(TrainConfig, apply_overrides(load_yaml(FORECAST_CONFIG), own))
+    own = [f"run_dir={run_dir}", f"seed={seed}", f"data.sources.0.path={world / 'train.csv'}"]
+    return from_dict(TrainConfig, apply_overrides(load_yaml(path), [*own, *overrides]))
 
 
 def pretrain(config: TrainConfig) -> None:

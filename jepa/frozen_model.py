@@ -17,6 +17,7 @@ from jepa.models.latent_head import LatentConfig, LatentHead
 from jepa.models.timm_config import TimmConfig
 from jepa.objectives import OBJECTIVES, PolicyObjective, WorldModelObjective
 from jepa.objectives.decoder_config import DecoderBase
+from jepa.objectives.masked import target_levels
 from jepa.pretrained.zoo import MODELS
 from jepa.tensorfiles import CheckpointError
 from jepa.types import ClipConfig
@@ -103,4 +104,4 @@ def fingerprint(encoder: nn.Module, head: nn.Module | None = None) -> str:
 
 def target_layers(encoder: ClipEncoder, levels: int) -> tuple[int, ...] | None:
     """The blocks that a predictor of so many levels predicts; None: the last one alone."""
-    return None if levels == 1 or not isinstance(encoder, Encoder) else encoder.config.levels[-levels:]
+    return target_levels(encoder.config.levels, levels) if isinstance(encoder, Encoder) else None

@@ -23,7 +23,8 @@ from jepa.config import from_dict
 from jepa.distributed import Run
 from jepa.frozen_model import target_layers
 from jepa.masks import CausalConfig, MaskConfig, MultiBlockConfig, build_masks
-from jepa.objectives.masked import MEASURES, MaskedConfig
+from jepa.objectives.base import MEASURES
+from jepa.objectives.masked import MaskedConfig
 from jepa.predictive import Predictive, load_predictive
 from jepa.tensorfiles import CheckpointError
 from jepa.types import TokenGrid
@@ -34,7 +35,7 @@ MASKED = "masked"
 
 class Expecting(NamedTuple):
     """A model that predicts: its ``parts``, the blocks that it predicts (None: the last alone), and the mask families
-    and the loss (of ``jepa.objectives.masked.MEASURES``) that it was trained with."""
+    and the loss (of ``jepa.objectives.base.MEASURES``) that it was trained with."""
 
     parts: Predictive
     levels: tuple[int, ...] | None

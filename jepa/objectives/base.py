@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jepa.config import ConfigError
 from jepa.models.encoder import Encoder
 from jepa.models.flops import Work, encoder_flops, predictor_flops
 from jepa.models.predictor import Predictor
 from jepa.types import Batch, Loss, Mask, Statistics, TokenGrid
+
+MEASURES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}  # errors of predicted latents
 
 
 class Objective(nn.Module):

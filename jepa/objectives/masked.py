@@ -22,13 +22,11 @@ from jepa.config import ConfigError
 from jepa.models.encoder import Encoder, EncoderConfig
 from jepa.models.flops import Work, encoder_flops
 from jepa.models.predictor import Predictor, PredictorConfig
-from jepa.objectives.base import Objective, check_families, masked_work, predict_blocks
+from jepa.objectives.base import MEASURES, Objective, check_families, masked_work, predict_blocks
 from jepa.objectives.ema import update_ema
 from jepa.objectives.regularizers import RegularizerConfig, regularize
 from jepa.schedules import RampKind, ramp
 from jepa.types import Batch, ClipConfig, Loss, Mask
-
-MEASURES = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

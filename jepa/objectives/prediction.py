@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa.models.action_predictor import ActionPredictor, ActionPredictorConfig
 from jepa.models.latent_head import LatentHead
 from jepa.models.rope import RopeConfig
 from jepa.models.world_model import WorldModel
+from jepa.objectives.base import MEASURES
 from jepa.objectives.world_config import Measure, WorldModelConfig
 from jepa.types import Loss
 
@@ -69,5 +69,4 @@ def rolled_out(
 
 def latent_error(measure: Measure, predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean error over everything, in fp32; a scalar."""
-    function = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}[measure]
-    return function(predictions.float(), targets.float())
+    return MEASURES[measure](predictions.float(), targets.float())

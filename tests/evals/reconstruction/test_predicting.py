@@ -37,7 +37,7 @@ from jepa.data.sources import open_source
 from jepa.data.transforms import to_values
 from jepa.distributed import Run
 from jepa.masks import CausalConfig
-from jepa.objectives.masked import MEASURES
+from jepa.objectives.base import MEASURES
 from jepa.train import TrainConfig, fit
 from jepa.types import ClipConfig, TokenGrid
 
