@@ -76,12 +76,16 @@ def ssim_map(predicted: Tensor, true: Tensor) -> Tensor:
 
 def _blurred(values: Tensor) -> Tensor:
     """Means ``[..., H - 10, W - 10]`` of ``values`` ``[..., H, W]`` under the window."""
-    places = torch.arange(WINDOW, dtype=values.dtype, device=values.device) - WINDOW // 2
+    places = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     weights = torch.exp(-places.square() / (2 * SIGMA**2))
-    weights = weights / weights.sum()
-    flat = values.flatten(0, -3)[:, None]
-    flat = F.conv2d(F.conv2d(flat, weights.view(1, 1, -1, 1)), weights.view(1, 1, 1, -1))
-    return flat[:, 0].unflatten(0, values.shape[:-2])
+    first, *others = (weights / weights.sum()).tolist()
+    for axis in (-2, -1):  # shifted sums: several times faster than conv2d on a CPU, above all in float64
+        size = values.shape[axis] - WINDOW + 1
+        blurred = first * values.narrow(axis, 0, size)
+        for place, weight in enumerate(others, start=1):
+            blurred.add_(values.narrow(axis, place, size), alpha=weight)
+        values = blurred
+    return values
 
 
 def ssim(predicted: Tensor, true: Tensor, mask: Tensor | None = None) -> Tensor:
