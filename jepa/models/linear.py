@@ -3,7 +3,9 @@
 There PyTorch's bf16 matrix products run on plain loops, many times slower than its fp32 ones (``benchmarks/encode.py``
 prints both; the products of a backward pass suffer most). So on such a CPU the operands are rounded to bf16, as
 everywhere, but multiplied by the fp32 kernels, which is what bf16 hardware does too: bf16 in, fp32 accumulation, bf16
-out. Everywhere else these functions are PyTorch's own.
+out. Attention among few tokens is computed in fp32 on every CPU: with bf16 kernels its backward pass is still 1.3
+(256 tokens) to 5 times (64) slower than in fp32, and only from about 500 on faster. Everywhere else these functions are
+PyTorch's own.
 
 Shape legend: B batch, N tokens, Nq queries, H heads, E head width.
 """
@@ -16,13 +18,20 @@ from torch import Tensor, nn
 
 CPU_HAS_BF16: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
+FEW_TOKENS = 512  # below so many keys attention is computed in fp32
 
-def emulates_bf16(x: Tensor) -> bool:
-    """Whether a product with ``x`` is asked for in bf16 on a CPU that has no bf16 kernels."""
-    if CPU_HAS_BF16 or x.device.type != "cpu":
+
+def _bf16_on_cpu(x: Tensor) -> bool:
+    """Whether a product with ``x`` is asked for in bf16 on a CPU."""
+    if x.device.type != "cpu":
         return False
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return autocast or x.dtype == torch.bfloat16
+
+
+def emulates_bf16(x: Tensor) -> bool:
+    """Whether a product with ``x`` is asked for in bf16 on a CPU that has no bf16 kernels."""
+    return not CPU_HAS_BF16 and _bf16_on_cpu(x)
 
 
 def _rounded(x: Tensor) -> Tensor:
@@ -49,7 +58,7 @@ class Linear(nn.Linear):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scaled dot-product attention of q ``[B, Nq, H, E]`` to k and v ``[B, N, H, E]``; returns ``[B, Nq, H, E]``."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    if not emulates_bf16(q):
+    if not (_bf16_on_cpu(q) and (not CPU_HAS_BF16 or k.shape[2] < FEW_TOKENS)):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     with torch.autocast("cpu", enabled=False):
         return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2)

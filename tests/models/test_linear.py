@@ -1,4 +1,4 @@
-"""bf16 on a CPU without bf16 kernels: the same numbers as PyTorch's own bf16, by way of fp32 products."""
+"""bf16 on a CPU: without bf16 kernels the same numbers as PyTorch's own, by way of fp32 products."""
 
 import pytest
 import torch
@@ -53,6 +53,17 @@ def test_attention_equals_softmax_by_hand() -> None:
     scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / 8**0.5
     expected = torch.einsum("bhqk,bkhe->bqhe", scores.softmax(-1), v)
     torch.testing.assert_close(attend(q, k, v), expected)
+
+
+@pytest.mark.parametrize(("tokens", "dtype"), [(511, torch.float32), (512, torch.bfloat16)])
+def test_attention_among_few_tokens_is_fp32(tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with bf16 kernels, too, whose backward pass is slow there; how many ask does not matter."""
+    monkeypatch.setattr(module, "CPU_HAS_BF16", True)
+    q, k, v = torch.randn(1, 3, 2, 8), torch.randn(1, tokens, 2, 8), torch.randn(1, tokens, 2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = attend(q, k, v)
+    assert mixed.dtype == dtype
+    assert torch.equal(mixed, attend(q, k, v)) == (dtype == torch.float32)
 
 
 def test_fp32_is_plain() -> None:
