@@ -24,7 +24,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 FORECAST_CONFIG = CONFIG.with_name("demo_forecast.yaml")
 PAIRS = 8  # possible and impossible videos for each condition
 SHORT_PAIRS = 2
-DECODE = {"train_clips": 1024, "test_clips": 128, "depth": 1, "steps": 300, "predictor_steps": 600}
+DECODE = {"train_clips": 1024, "test_clips": 128, "depth": 1, "steps": 600, "predictor_steps": 600}
 SHORT_DECODE = {  # only shows that it works: most of its time is the scoring of test clips
     "train_clips": 128, "test_clips": 8, "depth": 1, "steps": 60, "predictor_steps": 30, "batch_size": 8,
 }  # fmt: skip
@@ -183,6 +183,7 @@ def decode(config: TrainConfig, world: Path, settings: dict[str, int], seed: int
             task="reconstruction",
             train=SourceConfig(path=str(world / "train.csv")),
             test=SourceConfig(path=str(world / "test.csv")),
+            precision=config.train.precision,
             random_seed=seed + 1,
             batch_size=32,
             cache_gb=0.0,  # nobody uses these tokens again

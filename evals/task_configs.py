@@ -251,7 +251,7 @@ class ReconstructionTask:
     steps: int = 600
     predictor_steps: int = 600
     batch_size: int = 16
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     loss: Literal["mse", "l1"] = "mse"
     pools: tuple[int, ...] = ()
     places: tuple[Literal["masked", "forecast"], ...] = ("masked", "forecast")

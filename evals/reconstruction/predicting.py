@@ -85,7 +85,7 @@ def fit_predictor(expecting: Expecting, shown: Shown, task: ReconstructionTask, 
                 errors.append(MEASURES[expecting.loss](predicted, wanted))
         return torch.stack(errors).mean()
 
-    descend(parts.predictor.parameters(), loss, task.predictor_steps, task.learning_rate)
+    descend(parts.predictor, loss, task.predictor_steps, task.learning_rate)
     parts.predictor.eval().requires_grad_(False)
 
 

@@ -177,7 +177,7 @@ def fit_predictor(seer: Seer, stretches: Sequence[Stretch], recipe: Recipe, task
         with seer.run.autocast():
             return prediction_loss(world, config, latents, latents[:, 1:], actions, states).total
 
-    descend(world.predictor.parameters(), loss, task.predictor_steps, task.learning_rate)
+    descend(world.predictor, loss, task.predictor_steps, task.learning_rate)
     world.predictor.eval().requires_grad_(False)
 
 
