@@ -17,6 +17,9 @@ import torch.distributed as dist
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _joined = itertools.count()  # runs of this process so far: each has names of its own in the store
+# By rank and place, for as long as the process lives: were rank 0's store to end with a run, another rank that is
+# already in the next one would have connected to a store that is about to close.
+_stores: dict[str, dist.TCPStore] = {}
 
 
 class DistributedError(ValueError):
@@ -66,20 +69,32 @@ class RollCall:
         self.place = f"{address}:{port}"
         if not port.isdigit():
             raise DistributedError(f"MASTER_PORT must be a port number, not {port!r}; start with torchrun")
-        # torchrun may keep the store itself; it then outlives restarts, which must not read each other's entries
-        kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         try:
-            store = dist.TCPStore(
-                address, int(port), world_size, is_master=rank == 0 and not kept, multi_tenant=True,
-                timeout=datetime.timedelta(seconds=timeout_s), wait_for_workers=False,
-            )  # fmt: skip
+            store = self._connected(address, int(port))
+            store.set_timeout(datetime.timedelta(seconds=timeout_s))
         except (RuntimeError, ValueError, OSError) as error:  # torch's DistError is a RuntimeError
             raise self.failure(error) from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"jepa/{attempt}/{next(_joined)}", store)
 
+    def _connected(self, address: str, port: int) -> dist.TCPStore:
+        """This process's connection to rank 0's store, which rank 0 serves itself unless torchrun does."""
+        if self._key not in _stores:
+            # torchrun's store outlives restarts, which must not read each other's entries
+            kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+            _stores[self._key] = dist.TCPStore(
+                address, port, self.world_size, is_master=self.rank == 0 and not kept, multi_tenant=True,
+                timeout=datetime.timedelta(seconds=self.timeout_s), wait_for_workers=False,
+            )  # fmt: skip
+        return _stores[self._key]
+
+    @property
+    def _key(self) -> str:
+        return f"{self.rank} of {self.world_size} at {self.place}"
+
     def failure(self, error: Exception) -> DistributedError:
         """What to say when the group does not form because of ``error``."""
+        _stores.pop(self._key, None)  # whoever tries again connects anew
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         return DistributedError(
             f"rank {self.rank} of {self.world_size} could not join the others at {self.place} within "

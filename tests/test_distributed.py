@@ -40,6 +40,27 @@ with Run.start("cpu") as run:
 """
 
 
+AGAIN = """
+import os, time
+import torch
+import torch.distributed as dist
+from jepa.distributed import Run
+
+end = dist.destroy_process_group
+
+def later():
+    if os.environ["RANK"] == "0":
+        time.sleep(1)  # the other is in its next run by now
+    end()
+
+dist.destroy_process_group = later
+for count in range(3):
+    with Run.start("cpu", timeout_s=30) as run:
+        assert run.reduce_mean(torch.tensor([float(run.rank + count)])).item() == 0.5 + count
+print("all met", flush=True)
+"""
+
+
 def outputs(script: str, processes: int = 2) -> list[str]:
     """What each prints of the processes that torchrun would start, without its own slow start.
 
@@ -102,6 +123,11 @@ def test_alone_nothing_is_wrapped_or_reduced() -> None:
         assert run.gather(5) == [5]
         assert run.on_main(lambda: 3) == 3
         assert run.reduce_mean(torch.tensor(2.0)) == 2
+
+
+def test_a_rank_may_be_in_the_next_run_before_rank_0_has_ended_the_last() -> None:
+    """Several runs in one process, as in a script of experiments: rank 0 serves the store of all of them."""
+    assert outputs(AGAIN) == ["all met\n"] * 2
 
 
 def test_a_process_group_that_cannot_form_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
