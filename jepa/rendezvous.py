@@ -93,8 +93,8 @@ class RollCall:
         return f"{self.rank} of {self.world_size} at {self.place}"
 
     def failure(self, error: Exception) -> DistributedError:
-        """What to say when the group does not form because of ``error``."""
-        _stores.pop(self._key, None)  # whoever tries again connects anew
+        """What to say when the group does not form because of ``error``; whoever tries again connects anew."""
+        _stores.pop(self._key, None)
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         return DistributedError(
             f"rank {self.rank} of {self.world_size} could not join the others at {self.place} within "

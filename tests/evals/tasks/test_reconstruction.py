@@ -111,7 +111,7 @@ def test_samples_stand_beside_what_is_decoded(folder: Path, tmp_path: Path) -> N
         run=str(folder / "run"), task="reconstruction", device="cpu", test=SourceConfig(path=str(folder / "test.npz")),
         reconstruction=TASK, out=str(tmp_path / "plain"),
     )  # fmt: skip
-    asked = dataclasses.replace(TASK, samples=3, flow_steps=12, sampling_steps=2)
+    asked = dataclasses.replace(TASK, samples=3, flow_steps=40, sampling_steps=2)
     config = dataclasses.replace(plain, reconstruction=asked, out=str(tmp_path / "sampled"))
     results, without = evaluate(config), evaluate(plain)
     assert results["rows"] == without["rows"], "samples change nothing of the deterministic decoder"
@@ -124,8 +124,7 @@ def test_samples_stand_beside_what_is_decoded(folder: Path, tmp_path: Path) -> N
     for row in results["sampled"]:
         assert [best["k"] for best in row["best"]] == [1, 2, 3]
         assert row["best"][0]["psnr"] < row["best"][1]["psnr"] < row["best"][2]["psnr"]
-        slack = 0.01  # decibels are not linear, and pixels are rounded
-        assert row["psnr"] > row["best"][0]["psnr"] - slack, "the mean of samples is closer than a sample, on average"
+        assert row["psnr"] > row["best"][0]["psnr"], "the mean of samples is closer than a sample, on average"
         assert row["diversity"] > 0
         assert row["calibration"] > 0
     text = (tmp_path / "sampled" / "results.md").read_text()
