@@ -24,7 +24,7 @@ CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 FORECAST_CONFIG = CONFIG.with_name("demo_forecast.yaml")
 PAIRS = 8  # possible and impossible videos for each condition
 SHORT_PAIRS = 2
-DECODE = {"train_clips": 1024, "test_clips": 128, "depth": 1, "steps": 600, "predictor_steps": 600}
+DECODE = {"train_clips": 1024, "test_clips": 128, "depth": 1, "steps": 600, "predictor_steps": 600, "latent_noise": 0.2}
 SHORT_DECODE = {  # only shows that it works: most of its time is the scoring of test clips
     "train_clips": 128, "test_clips": 8, "depth": 1, "steps": 60, "predictor_steps": 30, "batch_size": 8,
 }  # fmt: skip

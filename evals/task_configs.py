@@ -231,7 +231,9 @@ class ReconstructionTask:
     """A decoder of ``embed_dim``, ``depth`` and ``num_heads`` is fitted in ``steps`` steps of ``batch_size`` clips to
     the latents of ``train_clips`` clips, and judged on ``test_clips``, evenly over the sources; weights, batches and
     masks are drawn by ``seed``. ``loss``: "mse", whose best answer is the mean of what may be there, as PSNR wants it,
-    or "l1", the median. ``pools``: also on latents averaged over so many rows and columns (fewer tokens).
+    or "l1", the median. ``latent_noise``: what decoders are shown in training is as noisy as this
+    (``PixelDecoderConfig``), so that predicted latents come out better, and true ones worse. ``pools``: also on
+    latents averaged over so many rows and columns (fewer tokens).
 
     What is predicted: of ``places`` "masked", those hidden by the model's own masks, of the family ``mask_token``, and
     "forecast", all that follows the share ``context`` of a clip (with the mask token of the model's first causal
@@ -253,6 +255,7 @@ class ReconstructionTask:
     batch_size: int = 16
     learning_rate: float = 3e-3
     loss: Literal["mse", "l1"] = "mse"
+    latent_noise: float = 0.0
     pools: tuple[int, ...] = ()
     places: tuple[Literal["masked", "forecast"], ...] = ("masked", "forecast")
     mask_token: int = 0

@@ -99,7 +99,7 @@ def _build(
     grid = latents.stored
     config = kind(
         embed_dim=task.embed_dim, depth=task.depth, num_heads=task.num_heads, patch_size=height // grid.h,
-        tubelet_size=frames // grid.t,
+        tubelet_size=frames // grid.t, latent_noise=task.latent_noise,
     )  # fmt: skip
     size = (frames, height, width)
     try:

@@ -31,7 +31,13 @@ LARGE = 250_000_000  # parameters of an encoder from which on a decoder is held 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PixelDecoderConfig:
     """Width, depth, heads and MLP ratio of the decoder. ``patch_size`` (pixels) and ``tubelet_size`` (frames) are those
-    of an output patch: no coarser than the latents' cells, and finer where a cell is large."""
+    of an output patch: no coarser than the latents' cells, and finer where a cell is large.
+
+    ``latent_noise``: in training, latents get Gaussian noise whose deviation is drawn for every row, as the absolute
+    value of a normal number of this deviation (arXiv 2510.11690, noise-augmented decoding; latents of an encoder are
+    layer-normed, so 1 is their own size). What a predictor expects lies beside what an encoder gives, and a decoder
+    that has only seen the latter draws it badly; the price is a few details of the latter. 0: none.
+    """
 
     kind: Literal["deterministic"] = "deterministic"
     embed_dim: int = 192
@@ -40,6 +46,7 @@ class PixelDecoderConfig:
     mlp_ratio: float = 4.0
     patch_size: int = 16
     tubelet_size: int = 2
+    latent_noise: float = 0.0
     init: Init = "xavier"
 
     def __post_init__(self) -> None:
@@ -47,6 +54,8 @@ class PixelDecoderConfig:
         for name in ("patch_size", "tubelet_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"decoder.{name} must be at least 1, not {getattr(self, name)}")
+        if self.latent_noise < 0:
+            raise ValueError(f"decoder.latent_noise must not be negative, but is {self.latent_noise:g}")
 
 
 class CellEmbed(nn.Module):
@@ -110,6 +119,14 @@ class PatchDecoder(Recomputing):
         init_weights(self, self.blocks, self.config.init)
         self.cells.init(self.config.init)
 
+    def tokens(self, latents: Tensor, source: TokenGrid, out: TokenGrid) -> Tensor:
+        """One token per output patch, ``[B, M, E]``, of ``latents``, in training with noise."""
+        if self.training and self.config.latent_noise:
+            level = self.config.latent_noise * torch.randn(len(latents), 1, 1, device=latents.device).abs()
+            latents = latents + level * torch.randn_like(latents)
+        tokens: Tensor = self.cells(latents, source, out)
+        return tokens
+
     def rope(self, out: TokenGrid, device: torch.device) -> Tensor:
         """The rotary table of the patches of ``out``."""
         return rope_table(out, out.ids(device)[None], self.config.embed_dim // self.config.num_heads)
@@ -146,7 +163,7 @@ class PixelDecoder(PatchDecoder):
         Raises ``ValueError`` for latents of another width or number, and for a size that patches do not divide.
         """
         size, source, out = self.grids(latents, size, source)
-        x = self.cells(latents, source, out)
+        x = self.tokens(latents, source, out)
         rope = self.rope(out, x.device)
         for block in self.blocks:
             x = run_block(block, x, rope, None, self.recompute_now)

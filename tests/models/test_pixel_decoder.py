@@ -146,7 +146,66 @@ def test_it_learns_to_draw_where_one_latent_says() -> None:
     assert errors[-1] < 0.05  # and 0.099 where the mean of all pictures is drawn
 
 
+class Shown(torch.nn.Module):
+    """In the place of a decoder's cells: keeps what these were shown."""
+
+    def __init__(self, cells: torch.nn.Module) -> None:
+        super().__init__()
+        self.cells = cells
+
+    def forward(self, latents: Tensor, *grids: TokenGrid) -> Tensor:
+        self.latents = latents
+        tokens: Tensor = self.cells(latents, *grids)
+        return tokens
+
+
+@pytest.mark.parametrize("kind", [PixelDecoder, FlowDecoder])
+def test_noise_of_a_level_of_its_own_for_every_row_in_training(kind: type[Any]) -> None:
+    config = (FlowDecoderConfig if kind is FlowDecoder else PixelDecoderConfig)(**SMALL, latent_noise=0.7)
+    torch.manual_seed(0)
+    made = kind(config, 64, TokenGrid(1, 2, 2), TokenGrid(1, 2, 2))
+    made.cells = Shown(made.cells)
+    latents = torch.randn(4000, 4, 64)
+    given = (torch.zeros(4000, 3, 1, 8, 8), torch.zeros(4000), latents) if kind is FlowDecoder else (latents,)
+    with torch.no_grad():
+        made(*given)
+        noise = (made.cells.latents - latents).flatten(1)
+        level = noise.std(dim=1)  # 256 numbers each: within 5 % of it
+        assert level.square().mean().sqrt().item() == pytest.approx(0.7, rel=0.03)
+        assert level.mean().item() == pytest.approx(0.7 * math.sqrt(2 / math.pi), rel=0.03)  # a half-normal's
+        assert noise.mean().abs() < 0.01
+        halves = noise[:, :128].std(dim=1), noise[:, 128:].std(dim=1)
+        assert torch.corrcoef(torch.stack(halves))[0, 1] > 0.95
+        before = torch.get_rng_state()
+        made.eval()(*given)
+        assert made.cells.latents is latents
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_with_noise_in_training_what_is_a_little_off_is_decoded_better() -> None:
+    """One number says whether a picture is dark or bright; it is never near the threshold but when predicted."""
+    generator = torch.Generator().manual_seed(0)
+    sign = torch.randint(0, 2, (256,), generator=generator) * 2.0 - 1
+    latents = F.pad(sign[:, None], (0, 4))[:, None]
+    pictures = sign[:, None, None, None, None].expand(-1, 3, 1, 4, 4)
+    off = latents + torch.randn(latents.shape, generator=generator)
+    errors = {}
+    for noise in (0.0, 1.0):
+        made = decoder(TokenGrid(1, 1, 1), TokenGrid(1, 1, 1), tubelet_size=1, depth=1, latent_noise=noise)
+        optimizer = torch.optim.Adam(made.parameters(), lr=3e-3)
+        for _ in range(200):
+            optimizer.zero_grad()
+            F.mse_loss(made(latents), pictures).backward()
+            optimizer.step()
+        with torch.no_grad():
+            made.eval()
+            errors[noise] = F.mse_loss(made(off), pictures).item(), F.mse_loss(made(latents), pictures).item()
+    assert errors[1.0][0] < 0.8 * errors[0.0][0]
+    assert errors[0.0][1] < errors[1.0][1] < 0.2  # the price
+
+
 @pytest.mark.parametrize(("changes", "message"), [
+    ({"latent_noise": -0.1}, "decoder.latent_noise must not be negative, but is -0.1"),
     ({"num_heads": 5}, "decoder: embed_dim 24 is not divisible by num_heads 5"),
     ({"patch_size": 0}, "decoder.patch_size must be at least 1, not 0"),
     ({"tubelet_size": -1}, "decoder.tubelet_size must be at least 1, not -1"),
