@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from jepa.types import TokenGrid
 
 _WARMUP = 0.05  # of the steps
 _MATRIX_LR = 8.0  # times the learning rate: Muon's, for matrices
+_FLOW_SHARE = 1 / 4  # of both rates: at those of the others a flow decoder learned not to listen to its latents
 
 
 @dataclass(frozen=True)
@@ -115,19 +115,14 @@ def _build(
     return decoder
 
 
-def descend(
-    module: nn.Module,
-    loss: Callable[[int], Tensor],
-    steps: int,
-    learning_rate: float,
-    kind: Literal["muon", "adamw"] = "muon",
-) -> list[float]:
+def descend(module: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float) -> list[float]:
     """Follow ``loss(step)`` downhill with what can be trained of ``module``, with a short warm-up and a half cosine to
     0. Returns the losses of the first and the last step. Raises ``ValueError`` when they are no numbers any more."""
     # Muon: AdamW took twice the steps in the demo's world, and a decoder that is not done hides what latents hold
     schedule = ScheduleConfig(peak=learning_rate, start=learning_rate / 10, warmup_steps=max(1, round(_WARMUP * steps)))
-    faster = _MATRIX_LR if kind == "muon" else 1.0
-    config = OptimConfig(kind=kind, lr=schedule, matrix_lr=faster, betas=(0.9, 0.98), weight_decay=0.01, clip_norm=1.0)
+    config = OptimConfig(
+        kind="muon", lr=schedule, matrix_lr=_MATRIX_LR, betas=(0.9, 0.98), weight_decay=0.01, clip_norm=1.0
+    )
     optimizer, ends = build_optimizer(module, config), list[float]()
     for step in range(steps):
         apply_schedules(optimizer, config, step, steps)
@@ -178,8 +173,7 @@ def fit_decoder(
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(task.seed)
         if isinstance(decoder, FlowDecoder):
-            # with Muon it learned not to listen to its latents (the toy world of its test)
-            descend(decoder, loss, task.flow_steps, task.learning_rate, "adamw")
+            descend(decoder, loss, task.flow_steps, _FLOW_SHARE * task.learning_rate)
         else:
             descend(decoder, loss, task.steps, task.learning_rate)
     decoder.eval().requires_grad_(False)

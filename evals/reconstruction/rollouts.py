@@ -14,6 +14,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,13 +105,14 @@ def dream(config: EvalConfig) -> TaskResult:
         judge = Watcher(windows[TRAINED], names, seer, horizons, config.random_seed)
         sides, decoders = dict[tuple[str, str], Tensor](), dict[str, PixelDecoder]()
         latents, fitted = dict[str, dict[str, Latents]](), dict[str, tuple[Latents, Shown]]()
+        framewise = replace(task, batch_size=FRAMES * task.batch_size)  # a decoder's rows are frames, not clips
         for name, one in seers.items():
             if name != TRAINED:
                 fit_predictor(one, training.stretches[name], recipe, task)
             scale = Scale.of(training.latents[name])
             fitted[name] = scale.latents(training.latents[name], one), training.shown
             latents[name] = imagined(windows[name], one, scale, horizons, task)
-            decoders[name], found = look(one, fitted[name], name, latents[name], len(horizons), task)
+            decoders[name], found = look(one, fitted[name], name, latents[name], len(horizons), framewise)
             sides |= {(what, name): made for what, made in found.items()}
             seconds[name], began = time.perf_counter() - began, time.perf_counter()
         sides |= guesses(windows[TRAINED], seer.context, len(horizons), training_mean(training.shown))
@@ -121,7 +123,7 @@ def dream(config: EvalConfig) -> TaskResult:
             pictures.add(ROLLOUT, f"{what} {name}".strip(), made)
         for name, one in seers.items() if task.samples else ():
             sampled += sample_rollouts(
-                name, one, fitted[name], latents[name], judge.truth, judge.scored, task, pictures
+                name, one, fitted[name], latents[name], judge.truth, judge.scored, framewise, pictures
             )  # fmt: skip
             seconds[f"{name}, samples"], began = time.perf_counter() - began, time.perf_counter()
     for name, one in seers.items():
