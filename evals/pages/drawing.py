@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from jepa.data.transforms import to_values
 from jepa.monitor import pca_colours
 from jepa.types import ClipConfig, Mask, TokenGrid
 
@@ -171,8 +172,8 @@ def gif_bytes(frames: Frames, fps: float) -> bytes:
 
 def to_frames(clip: Tensor, config: ClipConfig) -> Frames:
     """Normalised clips ``[B, C, T, H, W]`` back to uint8 ``[B, T, H, W, 3]``."""
-    colours = clip[:, :3].float().cpu().movedim(1, -1) * torch.tensor(config.std) + torch.tensor(config.mean)
-    return (colours.clamp(0, 1) * 255).round().byte().numpy()
+    colours = to_values(clip[:, :3].float().cpu(), config).movedim(1, -1)
+    return (colours * 255).round().byte().numpy()
 
 
 def enlarge(frames: Frames, least: int) -> Frames:
