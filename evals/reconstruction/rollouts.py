@@ -96,8 +96,7 @@ def dream(config: EvalConfig) -> TaskResult:
         horizons = choose_horizons(own.horizons, lengths_of(parts.test, seer.world.clip), seer.context)
         if not own.horizons:
             horizons = list(range(1, min(STEPS, max(horizons)) + 1))
-        most = FRAMES * task.train_clips
-        training = read_training(parts.fit, seers, most, recipe.frames, task.seed, failures)
+        training = read_training(parts.fit, seers, FRAMES * task.train_clips, recipe.frames, task.seed, failures)
         windows = cut(parts.test, seers, seer.context + max(horizons), own.windows, failures)
         seconds, began = {"frames": time.perf_counter() - began}, time.perf_counter()
         states = windows[TRAINED].states
