@@ -32,7 +32,9 @@ from jepa.types import Batch, ClipConfig, Loss, Mask
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MaskedConfig:
     """``loss``: L1 (V-JEPA), smooth L1 (I-JEPA), or the squared error, whose best answer is the mean of what may be
-    there. ``momentum``: of the EMA, at the first and the last step.
+    there. ``momentum``: of the EMA, at the first and the last step. ``freeze_target``: the share of the training after
+    which the target encoder stands still (None: never). A student learns more from a teacher that keeps still, even
+    from a poor one (arXiv 2509.24317), and the latents keep what they held of the pixels.
 
     ``regularizer``: an extra term on the context encoder's last output that keeps features apart.
     """
@@ -41,12 +43,15 @@ class MaskedConfig:
     loss: Literal["l1", "smooth_l1", "mse"] = "l1"
     momentum: tuple[float, float] = (0.998, 1.0)
     momentum_schedule: RampKind = "linear"
+    freeze_target: float | None = None
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     regularizer: RegularizerConfig | None = None
 
     def __post_init__(self) -> None:
         if not all(0 <= m <= 1 for m in self.momentum):
             raise ValueError(f"momentum must lie in [0, 1], not {list(self.momentum)}")
+        if self.freeze_target is not None and not 0 <= self.freeze_target <= 1:
+            raise ValueError(f"freeze_target is a share of the training in [0, 1], not {self.freeze_target:g}")
 
 
 class MaskedObjective(Objective):
@@ -125,7 +130,9 @@ class MaskedObjective(Objective):
         update_ema(self.target_encoder, self.encoder, self.momentum(progress))
 
     def momentum(self, progress: float) -> float:
-        """Momentum of the EMA at ``progress`` in [0, 1]."""
+        """Momentum of the EMA at ``progress`` in [0, 1]; 1 where the target stands still."""
+        if self.config.freeze_target is not None and progress >= self.config.freeze_target:
+            return 1.0
         return ramp(self.config.momentum_schedule, *self.config.momentum, progress)
 
 

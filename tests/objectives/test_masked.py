@@ -106,6 +106,23 @@ def test_after_step_moves_the_target_by_the_scheduled_momentum() -> None:
         torch.testing.assert_close(now.detach(), 0.95 * before + 0.05 * online.detach())
 
 
+def test_a_frozen_target_stands_still_from_its_step_on() -> None:
+    objective, _ = make(VJEPA, momentum=(0.9, 1.0), momentum_schedule="linear", freeze_target=0.25)
+    assert objective.momentum(0.24) == pytest.approx(0.924)
+    old = [p.detach().clone() for p in objective.target_encoder.parameters()]
+    for progress in (0.25, 0.6, 1.0):
+        assert objective.momentum(progress) == 1.0
+        with torch.no_grad():
+            for parameter in objective.encoder.parameters():
+                parameter.add_(0.1)
+        objective.after_step(progress)
+    assert all(torch.equal(a, b) for a, b in zip(old, objective.target_encoder.parameters(), strict=True))
+    objective.after_step(0.2)
+    assert not any(torch.equal(a, b) for a, b in zip(old, objective.target_encoder.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"freeze_target is a share of the training in \[0, 1\], not 1.5"):
+        MaskedConfig(freeze_target=1.5)
+
+
 @pytest.mark.parametrize("regularizer", [VarianceCovarianceConfig(weight=0.7), SigRegConfig(weight=0.3)])
 def test_the_regularizer_adds_to_the_prediction_error(regularizer: VarianceCovarianceConfig | SigRegConfig) -> None:
     objective, batch = make(VJEPA, regularizer=regularizer)
