@@ -271,6 +271,7 @@ class ReconstructionTask:
         least = {
             "train_clips": 2, "test_clips": 2, "embed_dim": 1, "depth": 1, "num_heads": 1, "steps": 1, "batch_size": 1,
             "predictor_steps": 1, "mask_token": 0, "pictures": 0, "flow_steps": 1, "sampling_steps": 1, "guidance": 0,
+            "latent_noise": 0,
         }  # fmt: skip
         for name, value in least.items():
             if getattr(self, name) < value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,6 +85,12 @@ def test_a_decoder_learns_what_latents_say_and_nothing_else_changes() -> None:
     again = build_decoder(TASK, small_encoder(), latents, shown)
     fit_decoder(again, latents, shown, TASK, CPU)
     assert torch.equal(decode(again, latents, shown, TASK, CPU), made), "the same seed, the same decoder"
+    noisy = [build_decoder(replace(TASK, latent_noise=0.5), small_encoder(), latents, shown) for _ in range(2)]
+    for one in noisy:
+        fit_decoder(one, latents, shown, TASK, CPU)
+    blurred = [decode(one, latents, shown, TASK, CPU) for one in noisy]
+    assert torch.equal(blurred[0], blurred[1]), "the same noise"
+    assert not torch.equal(blurred[0], made)
 
 
 def test_a_decoder_is_at_most_a_tenth_of_a_large_encoder() -> None:

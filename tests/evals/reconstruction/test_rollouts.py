@@ -13,8 +13,9 @@ from support import error_of
 
 from evals.compare import compare
 from evals.main import evaluate
+from evals.reconstruction import rollout_samples, rollouts
 from evals.reconstruction.by_clip import key
-from evals.reconstruction.probe import build_decoder
+from evals.reconstruction.probe import Latents, build_decoder
 from evals.reconstruction.rollouts import Watcher, Windows, is_world_model
 from evals.reconstruction.shown import Shown
 from evals.reconstruction.worlds import Scale
@@ -69,6 +70,24 @@ def test_the_task_on_a_world_model(folder: Path, tmp_path: Path) -> None:
     quiet = evaluate(dataclasses.replace(config, baselines=("pixels",), out=str(tmp_path / "quiet")))
     assert {row["model"] for row in quiet["rows"]} == {"trained", "training mean", "copy last"}
     assert quiet["rows"][:2] == rows[:2], "the random twin changes nothing of the model's own"
+
+
+def test_a_step_of_a_decoder_sees_frames_for_every_clip_of_a_batch(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[tuple[str, int]] = []
+
+    def fit_some(decoder: torch.nn.Module, latents: Latents, shown: Shown, task: ReconstructionTask, run: Run) -> None:
+        sizes.append((type(decoder).__name__, task.batch_size))
+        decoder.eval().requires_grad_(False)
+
+    for module in (rollouts, rollout_samples):
+        monkeypatch.setattr(module, "fit_decoder", fit_some)
+    evaluate(EvalConfig(
+        run=str(folder / "run"), task="reconstruction", device="cpu", out=str(tmp_path), baselines=(),
+        reconstruction=dataclasses.replace(TASK, samples=2, sampling_steps=1), world_model=WorldModelTask(windows=2),
+    ))  # fmt: skip
+    assert sizes == [("PixelDecoder", 32), ("FlowDecoder", 32)], "4 frames for each of 8 clips"
 
 
 def test_samples_of_rollouts_stand_beside_them(folder: Path, tmp_path: Path) -> None:

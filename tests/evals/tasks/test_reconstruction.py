@@ -170,6 +170,9 @@ def test_mistakes(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "reconstruction.places" in said("--set", "reconstruction.places=[future]")
     found = said("--set", "reconstruction.samples=1")
     assert "reconstruction.samples must be 0 (no samples) or at least 2, not 1" in found
+    assert "reconstruction.latent_noise must be at least 0, not -0.5" in said(
+        "--set", "reconstruction.latent_noise=-0.5"
+    )
     assert "reconstruction.guidance must be at least 0, not -1.0" in said("--set", "reconstruction.guidance=-1")
     assert "sees every clip once: leave segments, views and cells out" in said("--test", test, "--views", "2")
     clips = str(folder / "clips.npz")
