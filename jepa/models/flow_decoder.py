@@ -107,9 +107,10 @@ class FlowDecoder(PatchDecoder):
         """
         frames, height, width = noised.shape[2:]
         _, source, out = self.grids(latents, (frames, height, width), source)
+        latents = self.with_noise(latents)
         if hidden is not None:
             latents = torch.where(hidden[:, None, None], self.null.to(latents.dtype), latents)
-        x = self.tokens(latents, source, out) + self.embed(noised)
+        x = self.cells(latents, source, out) + self.embed(noised)
         condition = self.time(time_features(time, _TIME_FEATURES))
         rope = self.rope(out, x.device)
         for block in self.blocks:

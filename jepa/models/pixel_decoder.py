@@ -119,13 +119,12 @@ class PatchDecoder(Recomputing):
         init_weights(self, self.blocks, self.config.init)
         self.cells.init(self.config.init)
 
-    def tokens(self, latents: Tensor, source: TokenGrid, out: TokenGrid) -> Tensor:
-        """One token per output patch, ``[B, M, E]``, of ``latents``, in training with noise."""
-        if self.training and self.config.latent_noise:
-            level = self.config.latent_noise * torch.randn(len(latents), 1, 1, device=latents.device).abs()
-            latents = latents + level * torch.randn_like(latents)
-        tokens: Tensor = self.cells(latents, source, out)
-        return tokens
+    def with_noise(self, latents: Tensor) -> Tensor:
+        """``latents`` ``[B, N, D]`` as the decoder is shown them: in training with ``latent_noise``."""
+        if not (self.training and self.config.latent_noise):
+            return latents
+        level = self.config.latent_noise * torch.randn(len(latents), 1, 1, device=latents.device).abs()
+        return latents + level * torch.randn_like(latents)
 
     def rope(self, out: TokenGrid, device: torch.device) -> Tensor:
         """The rotary table of the patches of ``out``."""
@@ -163,7 +162,7 @@ class PixelDecoder(PatchDecoder):
         Raises ``ValueError`` for latents of another width or number, and for a size that patches do not divide.
         """
         size, source, out = self.grids(latents, size, source)
-        x = self.tokens(latents, source, out)
+        x = self.cells(self.with_noise(latents), source, out)
         rope = self.rope(out, x.device)
         for block in self.blocks:
             x = run_block(block, x, rope, None, self.recompute_now)

@@ -182,6 +182,16 @@ def test_noise_of_a_level_of_its_own_for_every_row_in_training(kind: type[Any]) 
         assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_what_stands_for_hidden_latents_gets_no_noise() -> None:
+    torch.manual_seed(0)
+    made = FlowDecoder(FlowDecoderConfig(**SMALL, latent_noise=0.7), 5, TokenGrid(1, 2, 2), TokenGrid(1, 2, 2))
+    made.cells = shown = Shown(made.cells)  # type: ignore[assignment]
+    hidden, latents = torch.tensor([True, False]), torch.randn(2, 4, 5)
+    made(torch.zeros(2, 3, 1, 8, 8), torch.zeros(2), latents, None, hidden)
+    assert torch.equal(shown.latents[0], made.null.expand(4, 5)), "one thing, which sampling shows as well"
+    assert not torch.equal(shown.latents[1], latents[1])
+
+
 def test_with_noise_in_training_what_is_a_little_off_is_decoded_better() -> None:
     """One number says whether a picture is dark or bright; it is never near the threshold but when predicted."""
     generator = torch.Generator().manual_seed(0)
