@@ -33,8 +33,8 @@ from jepa.types import Batch, ClipConfig, Loss, Mask
 class MaskedConfig:
     """``loss``: L1 (V-JEPA), smooth L1 (I-JEPA), or the squared error, whose best answer is the mean of what may be
     there. ``momentum``: of the EMA, at the first and the last step. ``freeze_target``: the share of the training after
-    which the target encoder stands still (None: never). A student learns more from a teacher that keeps still, even
-    from a poor one (arXiv 2509.24317), and the latents keep what they held of the pixels.
+    which the target encoder stands still (None: never), as the teacher of arXiv 2509.24317 does, which was trained on
+    pixels.
 
     ``regularizer``: an extra term on the context encoder's last output that keeps features apart.
     """
